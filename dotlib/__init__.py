@@ -6,9 +6,9 @@ The floors; imports point down only, and between modules of one floor only where
 1. the rest of `physics` (light, no anatomy), `data.phantoms` and `data.probe` (anatomy, no light), `losses`, the rest
    of `models`, `optim`.
 2. the rest of `data`: the only place where anatomy and light meet, and the only one where noise is drawn.
-3. `trainer`, `tracking`: one run.
-4. `study`: many runs.
-5. `report`, `bench`, `workbook`, `__main__`: what a person sees.
+3. `checkpoint`, `evaluation`, `trainer`, `tracking`: one run.
+4. `study`, `trivial`, `comparison`: many runs, and what they are compared with.
+5. `plots`, `report`, `bench`, `workbook`, `__main__`: what a person sees.
 """
 
 __version__ = "0.1.0"

@@ -1,0 +1,247 @@
+"""Configuration as frozen data: one tree, the profiles, and the arms of the studies with the source of every number.
+
+A run is named by its fields that differ from their defaults. So a default says what holds where nobody chose, is never
+changed, and a new field's default means "as before": then runs that are already computed keep their names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+FamilyName = Literal[
+    "default", "small", "small-5mm", "none", "superficial", "deep", "single", "many", "low-contrast", "high-contrast",
+    "mua-only", "musp-only", "out-of-range", "superellipsoid",
+]  # fmt: skip
+ProfileName = Literal["smoke", "quick", "full"]
+Count = Field(gt=0)
+M = TypeVar("M", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """A wrong name, type or range in a configuration, as one line."""
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Frozen):
+    """Phantoms of one family, split into training, validation and test by `fractions`."""
+
+    family: FamilyName = "default"
+    phantoms: int = Count
+    fractions: tuple[int, int, int] = (14, 3, 3)  # 70 / 15 / 15 %
+    seed: int = Field(0, ge=0)
+    grid: Literal[16, 32, 64]
+
+
+class Model(Frozen):
+    """A Stage-1 autoencoder: volume -> `code` numbers -> volume."""
+
+    name: Literal["legacy", "stage1"]
+    width: int = Field(ge=2)  # channels of the first stage; 16 is the full network of about 7 M parameters
+    code: int = Field(256, gt=0)
+
+
+class Optim(Frozen):
+    """Optimiser and schedule; the plateau schedule watches the validation loss."""
+
+    name: Literal["adam", "adamw"]
+    lr: float = Field(gt=0)  # the highest of the schedule
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(ge=0)  # L2 in the gradient for adam, decoupled for adamw
+    schedule: Literal["plateau", "onecycle", "constant"]
+    warmup: float = Field(0.2, gt=0, lt=1)  # share of the steps, onecycle
+    div: float = Field(25.0, ge=1)
+    final_div: float = Field(1e4, ge=1)
+    momentum: tuple[float, float] | None = (0.85, 0.95)  # cycled beta1, onecycle; None keeps betas[0]
+    clip: float | None = Field(1.0, gt=0)  # largest gradient norm
+
+
+class Training(Frozen):
+    epochs: int = Count
+    batch: int = Field(gt=1)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    patience: int | None = Field(None, gt=0)  # early stopping, epochs; a comparison of arms runs its whole horizon
+
+
+ADAM = Optim(name="adam", lr=5e-5, weight_decay=1e-4, schedule="plateau")
+ONECYCLE = Optim(name="adamw", lr=3e-3, betas=(0.9, 0.95), weight_decay=1e-4, schedule="onecycle")
+
+
+class Config(Frozen):
+    """Everything that a run's numbers depend on."""
+
+    task: Literal["autoencode"] = "autoencode"
+    data: Data
+    model: Model
+    loss: Literal["rmse"] = "rmse"
+    optim: Optim
+    training: Training
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _whole_batch(self) -> Config:
+        share = self.data.phantoms * self.data.fractions[0] // sum(self.data.fractions)
+        if self.training.batch > share:
+            raise ValueError(f"training.batch {self.training.batch} exceeds the {share} training phantoms")
+        return self
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The size at which a study is run."""
+
+    base: Config
+    seeds: int
+    trivial: int  # phantoms for the trivial predictors, and their grid
+    trivial_grid: int
+
+
+def _base(data: Data, width: int, epochs: int, batch: int) -> Config:
+    model, training = Model(name="stage1", width=width), Training(epochs=epochs, batch=batch)
+    return Config(data=data, model=model, optim=ONECYCLE, training=training)
+
+
+PROFILES: dict[str, Profile] = {
+    "smoke": Profile(
+        _base(Data(phantoms=24, fractions=(4, 1, 1), grid=16), width=4, epochs=2, batch=8),
+        seeds=2, trivial=4, trivial_grid=32,
+    ),
+    # half the width: 512 steps of 16 see each of 256 phantoms 32 times in a tenth of an hour on two cores
+    "quick": Profile(
+        _base(Data(phantoms=384, fractions=(4, 1, 1), grid=32), width=8, epochs=32, batch=16),
+        seeds=3, trivial=32, trivial_grid=64,
+    ),
+    "full": Profile(
+        _base(Data(phantoms=5000, grid=64), width=16, epochs=100, batch=32),
+        seeds=10, trivial=160, trivial_grid=64,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A named change of a profile's base configuration, and where its numbers come from."""
+
+    changes: Mapping[str, Any]
+    source: str
+
+
+_LEGACY = "network of the earlier work (7^3 stem, four residual stages, global pooling, 6,977,954 parameters at 64^3)"
+_STAGE1 = "ours: space-to-depth stem, flattened 2^3 bottleneck, occupancy gate"
+_ADAM = "baseline of the earlier work: Adam (Kingma & Ba 2015), lr 5e-5, L2 1e-4, ReduceLROnPlateau"
+_ONECYCLE = (
+    "its revision: AdamW (Loshchilov & Hutter 2019), betas (0.9, 0.95), decay 1e-4, one cycle (Smith 2018) to 3e-3, "
+    "20 % warm-up, div 25, final div 1e4, beta1 cycled 0.85-0.95"
+)
+ARMS: dict[str, Arm] = {
+    "legacy-adam": Arm({"model.name": "legacy", "optim": ADAM}, f"{_LEGACY}; {_ADAM}"),
+    "legacy-onecycle": Arm({"model.name": "legacy", "optim": ONECYCLE}, f"{_LEGACY}; {_ONECYCLE}"),
+    "stage1-adam": Arm({"model.name": "stage1", "optim": ADAM}, f"{_STAGE1}; {_ADAM}"),
+    "stage1-onecycle": Arm({"model.name": "stage1", "optim": ONECYCLE}, f"{_STAGE1}; {_ONECYCLE}"),
+}
+STUDIES: dict[str, tuple[str, ...]] = {
+    "4.2-baseline": ("legacy-adam", "legacy-onecycle", "stage1-adam", "stage1-onecycle"),
+}
+
+
+def named(kind: str, table: Mapping[str, Any], name: str) -> Any:
+    """Look up a profile, an arm or a study; an unknown name is one line that lists the accepted ones."""
+    if name not in table:
+        raise ConfigError(f"unknown {kind} {name!r}; accepted: {', '.join(table)}")
+    return table[name]
+
+
+def profile(name: str) -> Profile:
+    return named("profile", PROFILES, name)
+
+
+def validate(model: type[M], values: Mapping[str, Any], where: str = "config") -> M:
+    """Build `model` from plain values; raises ConfigError, one line a fault: field, value, what is accepted."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{where}: {_line(model, e)}" for e in error.errors())) from None
+
+
+def _line(model: type[BaseModel], error: Mapping[str, Any]) -> str:
+    place = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        owner: Any = model
+        for part in error["loc"][:-1]:
+            owner = owner.model_fields[part].annotation
+        return f"unknown field {place}; accepted: {', '.join(owner.model_fields)}"
+    if error["type"] == "missing":
+        return f"{place} is missing"
+    return f"{place} = {error['input']!r}: {error['msg']}" if place else error["msg"]
+
+
+def replace(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A validated copy of `config` with fields changed by dotted name, e.g. `{"optim.lr": 1e-3}`."""
+    tree = config.model_dump()
+    for path, value in changes.items():
+        *parents, leaf = path.split(".")
+        node = tree
+        for part in parents:
+            node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise ConfigError(f"config: unknown field {path}; accepted: {', '.join(tree)}")
+        node[leaf] = value.model_dump() if isinstance(value, BaseModel) else value
+    return validate(Config, tree)
+
+
+def arm(name: str, profile_name: str, seed: int = 0) -> Config:
+    """The configuration of one run: the profile's base, changed by the arm, with a paired seed."""
+    return replace(profile(profile_name).base, {**named("arm", ARMS, name).changes, "seed": seed})
+
+
+class Parameters(Frozen):
+    """Parameters that every notebook has."""
+
+    profile: ProfileName
+    seeds: int = Field(ge=0)
+
+    @property
+    def size(self) -> Profile:
+        return PROFILES[self.profile]
+
+    @property
+    def n_seeds(self) -> int:
+        return self.seeds or self.size.seeds
+
+
+def parameters(model: type[M], namespace: Mapping[str, Any]) -> M:
+    """Validate a notebook's parameters, given its own namespace (`globals()`).
+
+    Every public name bound there to plain data is taken for a parameter, so that a misspelt one, which papermill only
+    warns about, stops the notebook. An empty `profile` means $DOTLIB_PROFILE, or quick.
+    """
+    plain = str | int | float | bool | list | tuple | dict | None
+    values = {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_") and name not in ("In", "Out") and isinstance(value, plain)
+    }
+    if values.get("profile") == "":
+        values["profile"] = os.environ.get("DOTLIB_PROFILE") or "quick"
+    return validate(model, values, "parameters")
+
+
+def root() -> Path:
+    """The project's folder: the nearest one, from the working directory upwards, with notebooks/ and pyproject.toml."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "notebooks").is_dir() and (folder / "pyproject.toml").is_file():
+            return folder
+    raise ConfigError(f"{here}: not inside the project; run from its folder")
