@@ -1,0 +1,44 @@
+"""Training, validation and test: stratified, stable when phantoms are appended, frozen by hash."""
+
+import hashlib
+
+import numpy as np
+
+from .phantoms import AXES, MUA, MUSP
+
+NAMES = ("train", "validation", "test")
+SIZE_EDGES = (0.0, 9.5, 11.5)  # mm, equivalent radius of the largest inclusion; none is a stratum of its own
+MUA_EDGE, MUSP_EDGE = 0.005, 0.98  # mm^-1, middle of the healthy ranges
+
+
+def strata(ellipsoids: np.ndarray) -> np.ndarray:
+    """Stratum of each phantom `(P,)`: size of its largest inclusion (4) x low or high tissue mua (2) x musp (2)."""
+    radius = np.cbrt(np.nan_to_num(ellipsoids[:, 1:, AXES]).prod(-1)).max(1)
+    size = np.searchsorted(SIZE_EDGES, radius)
+    return size * 4 + (ellipsoids[:, 0, MUA] > MUA_EDGE) * 2 + (ellipsoids[:, 0, MUSP] > MUSP_EDGE)
+
+
+def split(stratum: np.ndarray, fractions: tuple[int, int, int], seed: int) -> np.ndarray:
+    """Label each phantom 0 train, 1 validation or 2 test, `(P,)` int8.
+
+    Phantoms are taken in order, and each joins the set that lacks most: its deficit within the stratum plus that over
+    all phantoms, ties broken by a seeded draw. So the sets keep the strata's proportions, and appended phantoms change
+    no label (sequential allocation by minimisation, Pocock & Simon 1975).
+    """
+    share = np.array(fractions) / sum(fractions)
+    in_stratum: dict[int, np.ndarray] = {}
+    overall = np.zeros(3)
+    jitter = np.random.Generator(np.random.Philox(key=[seed, 2**63])).random((len(stratum), 3))
+    out = np.empty(len(stratum), dtype=np.int8)
+    for i, s in enumerate(stratum):
+        own = in_stratum.setdefault(int(s), np.zeros(3))
+        lack = (own.sum() + 1) * share - own + (overall.sum() + 1) * share - overall
+        out[i] = label = np.argmax(lack + 0.5 * share * jitter[i])
+        own[label] += 1
+        overall[label] += 1
+    return out
+
+
+def digest(ellipsoids: np.ndarray, labels: np.ndarray) -> str:
+    """Hash that freezes a split: the phantoms' tables and their labels."""
+    return hashlib.sha256(np.ascontiguousarray(ellipsoids).tobytes() + labels.tobytes()).hexdigest()[:16]
