@@ -1,0 +1,81 @@
+"""A trained network and its judgement on the frozen test set."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint, metrics
+from .config import Config
+from .data import phantoms
+from .data.dataset import Dataset
+from .models import autoencoder
+
+BATCH = 32
+CHANNELS = ("mua", "musp")
+
+
+def network(config: Config, mean: Tensor | None = None, sd: Tensor | None = None) -> autoencoder.Autoencoder:
+    """The run's network, initialised from its seed; without `mean` and `sd` they come with loaded weights."""
+    ones = torch.ones(2)
+    c = config.model
+    return autoencoder.build(
+        c.name,
+        config.data.grid,
+        c.width,
+        c.code,
+        config.seed,
+        ones if mean is None else mean,
+        ones if sd is None else sd,
+    )
+
+
+def trained(config: Config, folder: Path, name: str = "last", on: str = "cpu") -> autoencoder.Autoencoder:
+    """The network with the weights of the checkpoint `last` or `best`, ready to predict."""
+    model = network(config)
+    model.load_state_dict(checkpoint.load(folder / f"{name}.pt", config.digest())["model"])
+    return model.to(on, memory_format=torch.channels_last_3d).eval()
+
+
+@torch.no_grad()
+def predict(model: nn.Module, volumes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Reconstructed volumes in fp32, mm^-1, of (P, 2, D, H, W) volumes on the model's device."""
+    model.eval()
+    out = []
+    for x in volumes.split(BATCH):
+        with torch.autocast(x.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            out.append(model(x.float().contiguous(memory_format=torch.channels_last_3d)).float())
+    return torch.cat(out)
+
+
+def judge(model: nn.Module, data: Dataset, dtype: torch.dtype = torch.float32) -> pd.DataFrame:
+    """Every volume metric on the test set, one row per (metric, phantom, channel[, inclusion])."""
+    on = next(model.parameters()).device
+    truth = data.volumes("test", on)
+    labels = phantoms.labels(data.part("test"), data.grid)
+    return table(metrics.evaluate(predict(model, truth, dtype).cpu(), truth.cpu(), labels, data.voxel))
+
+
+def table(values: dict[str, Tensor]) -> pd.DataFrame:
+    """The columns of `metrics.evaluate`, (P,), (P, C) or (P, K, C), as rows of one value each.
+
+    `channel` is empty for values that pool both, `inclusion` -1 for those that concern the whole phantom.
+    """
+    frames = []
+    for metric, value in values.items():
+        grid = np.indices(value.shape).reshape(value.ndim, -1)
+        channel = [""] * value.numel() if value.ndim == 1 else [CHANNELS[c] for c in grid[-1]]
+        inclusion = grid[1] if value.ndim == 3 else np.full(value.numel(), -1)
+        row = {"metric": metric, "phantom": grid[0], "inclusion": inclusion, "channel": channel}
+        frames.append(pd.DataFrame(row | {"value": value.double().flatten().numpy()}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def showcase(data: Dataset) -> tuple[np.ndarray, int]:
+    """The first test phantom, as a table (1, 6, 13), and the z index of the plane through its largest inclusion."""
+    chosen = data.part("test")[:1]
+    sizes = np.nan_to_num(chosen[0, 1:, phantoms.AXES]).prod(-1)
+    z = np.nan_to_num(chosen[0, 1 + sizes.argmax(), phantoms.CENTRE])[2]
+    return chosen, int(np.clip((z + phantoms.CUBE / 2) // data.voxel, 0, data.grid - 1))
