@@ -1,0 +1,196 @@
+"""What the thesis takes: figures and tables in its formats, with captions, sources and provenance."""
+
+import io
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from numbers import Integral, Real
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from .plots import STYLE, TEXT_WIDTH
+
+HERE = Path(__file__).parent
+PACKAGES = ("dotlib", "torch", "numpy", "pandas", "matplotlib", "seaborn")
+ESCAPES = {c: "\\" + c for c in "&%$#_{}"} | {
+    c: rf"\text{word}{{}}"
+    for c, word in zip("\\~^<>|", ("backslash", "asciitilde", "asciicircum", "less", "greater", "bar"), strict=True)
+}
+
+
+@dataclass(frozen=True)
+class Book:
+    """Where one chapter's figures and tables go: every file is `folder/<chapter>-<name>.*`.
+
+    Outside the profile `full` each figure and table bears the profile's name, unless `marked` is off
+    (for a drawing that no profile changes).
+    """
+
+    chapter: str
+    profile: str
+    folder: Path
+    marked: bool = True
+
+    def save(
+        self,
+        artefact: Figure | pd.DataFrame,
+        name: str,
+        caption: str,
+        *,
+        task: str,
+        n: int | str,
+        inputs: Mapping[str, str],
+        cites: Sequence[str] = (),
+        mark: str = "",
+    ) -> list[Path]:
+        """Write a figure (PDF, PNG, LaTeX) or a table (LaTeX, CSV) with its sidecar, and the folder's bibliography.
+
+        `caption` is plain text (`mm^-1` is raised), `n` what a number rests on, `inputs` the names and hashes or run
+        ids of the data, `cites` keys of sources.bib, `mark` what the profile's mark says instead of n.
+        Unchanged inputs give the same bytes. Raises ValueError for a bad name, an unknown key or a free layout.
+        """
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+            raise ValueError(f"chapter {self.chapter}: name {name!r}; lower-case letters, digits, hyphens are accepted")
+        stem, known = f"{self.chapter}-{name}", sources()
+        if unknown := sorted(set(cites) - set(known)):
+            raise ValueError(f"{stem}: unknown citation {unknown[0]!r}; sources.bib has {', '.join(known)}")
+        scope = f"Task: {task}; profile: {self.profile}; n = {n}."
+        words = latex(f"{caption} {scope}") + (rf" \cite{{{','.join(cites)}}}" if cites else "")
+        if isinstance(artefact, Figure):
+            stamp = f"{self.profile} profile: {mark or f'n = {n}'}" if self.marked and self.profile != "full" else ""
+            kind, contents = "figure", _figure_files(artefact, stem, words, stamp)
+        elif isinstance(artefact, pd.DataFrame):
+            kind, contents = "table", _table_files(artefact, stem, words)
+        else:
+            raise ValueError(f"{stem}: {type(artefact).__name__}; a matplotlib Figure or pandas DataFrame is accepted")
+        record = {"name": stem, "chapter": self.chapter, "kind": kind, "files": sorted(contents), "caption": caption}
+        record |= {"scope": scope, "task": task, "profile": self.profile, "n": n, "cites": list(cites)}
+        record |= {"inputs": dict(inputs), "provenance": provenance()}
+        # the sidecar comes last: what it lists is complete
+        contents[f"{stem}.json"] = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+        for file, content in contents.items():
+            _write(self.folder / file, content)
+        _write_index(self.folder, known)
+        return [self.folder / file for file in contents]
+
+    def written(self) -> pd.DataFrame:
+        """What this chapter has in the folder: name, kind, files, caption."""
+        rows = [record for record in sidecars(self.folder) if record["chapter"] == self.chapter]
+        frame = pd.DataFrame(rows, columns=["name", "kind", "files", "caption"])
+        return frame.assign(files=[", ".join(files) for files in frame["files"]])
+
+
+def sources() -> dict[str, str]:
+    """The BibTeX entries that may be cited, by key."""
+    entries = (HERE / "sources.bib").read_text(encoding="utf-8").strip().split("\n\n")
+    return {re.match(r"@\w+\{([^,]+),", entry)[1]: entry for entry in entries}
+
+
+def sidecars(folder: Path) -> list[dict]:
+    """The records of all figures and tables in a folder, by name."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+
+
+def provenance(root: Path = HERE.parent) -> dict[str, str | bool | None]:
+    """Versions, the last commit of the code below `root` and whether the code differs from it.
+
+    A commit that changes only figures or results is not the code's: what was made before it stays as it is.
+    """
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words, "--", "dotlib", "notebooks"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        commit = git("log", "-1", "--format=%H")
+        dirty = bool(git("status", "--porcelain")) if commit else None
+    except (OSError, subprocess.CalledProcessError):
+        commit, dirty = "", None
+    versions = {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES}
+    return {"commit": commit or "unknown", "dirty": dirty} | versions
+
+
+def latex(text: object) -> str:
+    """Plain text as LaTeX: special characters escaped, the exponents of `mm^-1` and `32^3` raised."""
+    escaped = "".join(ESCAPES.get(c, c) for c in str(text))
+    return re.sub(r"\\textasciicircum\{\}(-?\d+)", r"\\textsuperscript{\1}", escaped)
+
+
+def cell(value: object) -> str:
+    """A table's cell as read by people: three significant digits, `--` for what is missing."""
+    if not isinstance(value, Real) or isinstance(value, Integral):
+        return str(value)
+    if not math.isfinite(value):
+        return "--" if math.isnan(value) else str(value)
+    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _figure_files(figure: Figure, stem: str, words: str, stamp: str) -> dict[str, bytes]:
+    engine = figure.get_layout_engine()
+    if not isinstance(engine, ConstrainedLayoutEngine):
+        raise ValueError(f"{stem}: the figure's layout is not constrained; call plots.style() before it is drawn")
+    height = figure.get_size_inches()[1]
+    room = 0.15 / height if stamp else 0  # inches for the profile's mark, below everything else
+    figure.set_size_inches(TEXT_WIDTH, height)
+    engine.set(rect=(0, room, 1, 1 - room))
+    for former in [text for text in figure.texts if text.get_gid() == "mark"]:
+        former.remove()
+    files = {}
+    with plt.style.context(STYLE):
+        figure.text(0.995, 0.02 / height, stamp, ha="right", va="bottom", size=7, color="0.35", gid="mark")
+        figure.draw_without_rendering()  # the first drawing's layout is not yet the settled one
+        for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+            figure.savefig(buffer := io.BytesIO(), format=suffix, metadata=metadata)
+            files[f"{stem}.{suffix}"] = buffer.getvalue()
+    lines = (r"\begin{figure}[htbp]", r"\centering", rf"\includegraphics{{{stem}.pdf}}", rf"\caption{{{words}}}")
+    files[f"{stem}.tex"] = "\n".join((*lines, rf"\label{{fig:{stem}}}", r"\end{figure}", "")).encode()
+    return files
+
+
+def _table_files(table: pd.DataFrame, stem: str, words: str) -> dict[str, bytes]:
+    numbered = isinstance(table.index, pd.RangeIndex)
+    styler = table.style.format(lambda value: latex(cell(value)))
+    styler = styler.format_index(latex, axis=1)
+    styler = styler.hide(axis="index") if numbered else styler.format_index(latex, axis=0)
+    tex = styler.to_latex(hrules=True, caption=words, label=f"tab:{stem}", position="htbp", position_float="centering")
+    if table.columns.nlevels > 1:  # one header line, so that any program reads the file
+        table = table.set_axis([" ".join(map(str, names)).strip() for names in table.columns], axis=1)
+    csv = table.to_csv(index=not numbered, lineterminator="\n")
+    return {f"{stem}.tex": tex.encode(), f"{stem}.csv": csv.encode()}
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def _write_index(folder: Path, known: Mapping[str, str]) -> None:
+    """The cited sources, and a LaTeX document that takes in everything in the folder."""
+    records = sidecars(folder)
+    cited = {key for record in records for key in record["cites"]}
+    _write(folder / "references.bib", "".join(f"{known[key]}\n\n" for key in known if key in cited).encode())
+    lines = [r"\documentclass[11pt]{article}", r"\usepackage{booktabs,graphicx}"]
+    lines += [r"\setlength{\textwidth}{418pt}", r"\begin{document}"]
+    lines += [rf"\input{{{record['name']}.tex}}\clearpage" for record in records]
+    lines += [r"\bibliographystyle{plain}", r"\bibliography{references}"] * bool(cited) + [r"\end{document}", ""]
+    _write(folder / "all.tex", "\n".join(lines).encode())

@@ -1,0 +1,106 @@
+"""The workbook on two tiny notebooks: one that works and one that fails."""
+
+import re
+from html.parser import HTMLParser
+
+import nbformat
+import pandas as pd
+import pytest
+
+from dotlib import report, workbook
+
+PARAMETERS = "profile: str = 'smoke'  # size of everything\nseeds: int = 3  # paired seeds"
+WORKS = """
+import pandas as pd
+from pathlib import Path
+from dotlib.report import Book
+book = Book("4.1", profile, Path("build") / profile / "figures")
+book.save(pd.DataFrame({"seeds_used": [seeds]}), "seeds", "In mm^-1 & <b>.", task="none", n=1, inputs={"data": "5f3a"})
+"""
+
+
+def write(path, *cells):
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = nbformat.v4.new_notebook(metadata=metadata)
+    notebook.cells = [nbformat.v4.new_markdown_cell(cells[0]), *map(nbformat.v4.new_code_cell, cells[1:])]
+    notebook.cells[1].metadata["tags"] = ["parameters"]
+    nbformat.write(notebook, path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run with `seeds=7`, and its error."""
+    root = tmp_path_factory.mktemp("project")
+    (root / "notebooks").mkdir()
+    write(root / "notebooks" / "4.1-works.ipynb", "# 4.1 Light & tissue\n\n$$\\frac{\\mu_a}{2}$$", PARAMETERS, WORKS)
+    write(root / "notebooks" / "4.2-fails.ipynb", "# 4.2 Fails", PARAMETERS, "assert seeds < 7, 'too many\\nseeds'")
+    book = root / "build" / "smoke"
+    scope = {"task": "none", "n": 1, "inputs": {}}
+    for chapter in ("4.1", "4.9"):
+        report.Book(chapter, "smoke", book / "figures").save(pd.DataFrame({"a": [1]}), "former", "F.", **scope)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        with pytest.raises(workbook.WorkbookError) as error:
+            workbook.run("smoke", parameters={"seeds": 7})
+    return book, str(error.value)
+
+
+class Links(HTMLParser):
+    """What a page refers to."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [value for name, value in attributes if name in ("href", "src")]
+
+
+def test_failure_is_one_line_and_hides_no_other_notebook(run):
+    book, error = run
+    assert error == "notebooks/4.2-fails.ipynb, cell [3]: AssertionError: too many"
+    assert "AssertionError" in (book / "4.2-fails.html").read_text()
+    assert nbformat.read(book / "4.2-fails.ipynb", as_version=4).cells[-1].outputs[-1].ename == "AssertionError"
+    items = re.findall(r"<li>.*", (book / "index.html").read_text())
+    assert ["failed" in item for item in items] == [False, True]
+
+
+def test_parameters_and_profile_reach_the_notebook(run):
+    book, _ = run
+    assert (book / "figures" / "4.1-seeds.csv").read_text() == "seeds_used\n7\n"
+
+
+def test_index_shows_what_this_run_wrote(run):
+    book, _ = run
+    page = (book / "index.html").read_text()
+    assert re.findall(r'<figure id="(.*?)"', page) == ["4.1-seeds", "4.9-former"]  # 4.1-former: not written again
+    assert "smoke profile" in page and ">4.1 Light &amp; tissue<" in page
+    assert "In mm<sup>-1</sup> &amp; &lt;b&gt;." in page and "<td>7</td>" in page
+    assert "Task: none; profile: smoke; n = 1." in page and "data 5f3a" in page and "commit " in page
+
+
+def test_pages_need_no_network(run):
+    book, _ = run
+    for path in book.glob("*.html"):
+        page = path.read_text()
+        links = Links(page).found
+        assert all(link.startswith("#") or (book / link).is_file() for link in links), links
+        assert "<script" not in page and "@import" not in page and "url(http" not in page
+    assert "<mfrac>" in (book / "4.1-works.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("notebooks", "parameters", "message"),
+    [
+        ("one", {"sedes": 7}, r"one/4.1-a.ipynb: unknown parameter 'sedes'; profile, seeds accepted$"),
+        ("one/4.1-a.ipynb", {"sedes": 7}, r"one/4.1-a.ipynb: unknown parameter 'sedes'; profile, seeds accepted$"),
+        ("none", {}, r"none: no notebook; a folder of .ipynb files or one such file is accepted$"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_launched(tmp_path, notebooks, parameters, message):
+    (tmp_path / "one").mkdir()
+    write(tmp_path / "one" / "4.1-a.ipynb", "# A", PARAMETERS)
+    with pytest.raises(ValueError, match=message):
+        workbook.run("smoke", tmp_path / "build", tmp_path / notebooks, parameters)
+    assert not (tmp_path / "build").exists()
