@@ -1,0 +1,99 @@
+"""The command line: `dotlib study | status | workbook | bench`, the same as `python -m dotlib`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .config import PROFILES, STUDIES, ConfigError, named, profile, root
+
+EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0 done, 1 failed, 2 bad input (one line on standard error)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except (ConfigError, ValueError) as error:
+        print(f"dotlib: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except (RuntimeError, ArithmeticError, OSError) as error:
+        print(f"dotlib: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dotlib", description="Near-infrared diffuse optical tomography, stage 1.")
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    def add(name: str, run, text: str, example: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=text, description=text, epilog=f"example: dotlib {name} {example}",
+        )  # fmt: skip
+        command.set_defaults(run=run)
+        command.add_argument("--profile", default="quick", help=f"one of {', '.join(PROFILES)}; quick by default")
+        return command
+
+    for name, run, text in (
+        ("study", _study, "Compute the missing runs of a study (arms x paired seeds)."),
+        ("status", _status, "Show where each run of a study stands."),
+    ):
+        command = add(name, run, text, "4.2-baseline --profile smoke --seeds 2")
+        command.add_argument("study", help=f"one of {', '.join(STUDIES)}")
+        command.add_argument("--seeds", type=int, default=0, help="paired seeds; 0, the default: the profile's own")
+    commands.choices["study"].add_argument(
+        "--on", choices=("here",), default="here", help="where the runs are computed"
+    )
+    command = add("workbook", _workbook, "Run all notebooks and write the HTML book.", "--profile smoke -p seeds 2")
+    command.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                         help="a notebook's parameter, as papermill takes it")  # fmt: skip
+    command.add_argument("--notebook", type=Path, help="only this notebook")
+    command = add("bench", _bench, "Time a part against a baseline of the same call.", "training --profile quick")
+    command.add_argument("part", help="phantoms or training")
+    command.add_argument("--json", action="store_true", help="one JSON object a line")
+    return parser
+
+
+def _runs(arguments: argparse.Namespace) -> dict:
+    from . import study
+
+    arms = named("study", STUDIES, arguments.study)
+    seeds = arguments.seeds or profile(arguments.profile).seeds
+    if seeds < 1:
+        raise ConfigError(f"--seeds {arguments.seeds}: a positive number, or 0 for the profile's own, is accepted")
+    return study.runs(arms, arguments.profile, seeds, root() / "runs")
+
+
+def _study(arguments: argparse.Namespace) -> None:
+    from . import study
+
+    study.compute(_runs(arguments))
+    _status(arguments)
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from . import study
+
+    print(study.status(_runs(arguments)).to_string(index=False, float_format="%.1f", na_rep="-"))
+
+
+def _workbook(arguments: argparse.Namespace) -> None:
+    import yaml
+
+    from . import workbook
+
+    profile(arguments.profile)
+    home = root()
+    given = {name: yaml.safe_load(value) for name, value in arguments.parameter}
+    page = workbook.run(arguments.profile, home / "build", arguments.notebook or home / "notebooks", given)
+    print(f"open {page}")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from . import bench
+
+    bench.run(arguments.part, profile(arguments.profile), arguments.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

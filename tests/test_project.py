@@ -1,0 +1,249 @@
+"""The project's own rules: floors, dependencies, notebooks, wording."""
+
+import ast
+import graphlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tokenize
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import dotlib
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+# Module: its floor, then the modules of the same floor that it may import.
+FLOORS = {
+    "config": (0,),
+    "metrics": (0, "metrics_regions"),
+    "metrics_regions": (0,),
+    "stats": (0,),
+    "physics.green": (0,),
+    "models.attention": (0,),
+    "physics": (1,),
+    "physics.diffusion": (1,),
+    "physics.jacobian": (1, "physics.diffusion"),
+    "physics.lift": (1, "physics.diffusion", "physics.jacobian"),
+    "data.phantoms": (1,),
+    "data.probe": (1, "data.phantoms"),
+    "losses": (1,),
+    "models": (1,),
+    "models.blocks": (1,),
+    "models.skips": (1, "models.blocks"),
+    "models.autoencoder": (1, "models.blocks", "models.skips"),
+    "models.reconstructor": (1, "models.autoencoder", "models.skips"),
+    "models.vit": (1, "models.autoencoder"),
+    "optim": (1,),
+    "data": (2,),
+    "data.noise": (2,),
+    "data.checks": (2,),
+    "data.split": (2,),
+    "data.sampling": (2,),
+    "data.augment": (2,),
+    "data.snirf": (2,),
+    "data.dataset": (2, "data.noise", "data.checks", "data.split", "data.sampling"),
+    "checkpoint": (3,),
+    "evaluation": (3, "checkpoint"),
+    "trainer": (3, "checkpoint", "evaluation"),
+    "tracking": (3,),
+    "study": (4,),
+    "trivial": (4,),
+    "comparison": (4, "trivial"),
+    "plots": (5,),
+    "report": (5, "plots"),
+    "bench": (5,),
+    "workbook": (5, "plots", "report"),
+    "__main__": (5, "bench", "report", "workbook"),
+}
+
+
+def module_name(path):
+    """The module's name below dotlib; a package has its folder's name, dotlib itself the empty one."""
+    return ".".join(path.relative_to(ROOT / "dotlib").with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+
+
+MODULES = {module_name(path): path for path in sorted((ROOT / "dotlib").rglob("*.py"))}
+
+
+def imported(name, path):
+    """The modules of dotlib that a file imports anywhere in it, inside functions too."""
+    package = ("dotlib." + name).strip(".").split(".")[: None if path.name == "__init__.py" else -1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join(base + (node.module.split(".") if node.module else []))
+            children = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {child if child.removeprefix("dotlib.") in MODULES else base for child in children}
+    return {module.removeprefix("dotlib").removeprefix(".") for module in found if module.split(".")[0] == "dotlib"}
+
+
+def test_package_imports_nothing_heavy():
+    script = "import sys, dotlib; print(sorted({'torch', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name])
+def test_imports_point_down(name):
+    others = imported(name, MODULES[name]) - {""}
+    unknown = ({name} | others) - set(FLOORS)
+    assert not unknown, f"dotlib.{name} is or imports {unknown}, on no floor: add it to the table FLOORS in this file"
+    floor, *beside = FLOORS[name]
+    for other in others:
+        child = MODULES[name].name == "__init__.py" and other.startswith(name + ".")
+        allowed = FLOORS[other][0] < floor or other in beside or (child and FLOORS[other][0] == floor)
+        assert allowed, f"{name} (floor {floor}) imports {other} (floor {FLOORS[other][0]})"
+
+
+def test_imports_make_no_circle():
+    assert imported("", MODULES[""]) == set(), "dotlib/__init__.py imports a part of itself"
+    tuple(graphlib.TopologicalSorter({name: imported(name, path) for name, path in MODULES.items()}).static_order())
+
+
+def test_environment_agrees_with_pyproject():
+    python, pip, packages = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    assert python == "python" + PROJECT["requires-python"]
+    assert (pip, packages) == ("pip", {"pip": ["-e .[test]"]})
+    assert "test" in PROJECT["optional-dependencies"]
+
+
+def test_version_is_one():
+    assert PROJECT["version"] == dotlib.__version__
+
+
+@pytest.mark.parametrize("path", MODULES.values(), ids=MODULES)
+def test_module_fits_in_a_head(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="no git on this machine")
+def test_gitignore_spares_sources(tmp_path):
+    kept = ["dotlib/data/x.py", "figures/x.pdf", "results/x.csv", "notebooks/x.ipynb"]
+    ignored = ["data/x.h5", "runs/x", "build/x", ".venv/x", "notebooks/wandb/x", "dotlib/__pycache__/x.pyc"]
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    git = ["git", "-C", str(tmp_path), "-c", "core.excludesFile="]
+    subprocess.run([*git, "init", "--quiet"], check=True, env=environment)
+    command = [*git, "check-ignore", *kept, *ignored]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.stdout.split() == ignored
+
+
+def cell_faults(tree, code):
+    """What must not stand in a cell of code."""
+    nodes = list(ast.walk(tree))
+    if any(isinstance(node, ast.ClassDef) for node in nodes):
+        yield "class"
+    if any(isinstance(node, ast.Try | ast.TryStar) for node in nodes):
+        yield "try"
+    if any(isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path" for node in nodes):
+        yield "sys.path"
+    if re.search(r"\bpip\b", code):
+        yield "pip"
+    if re.search(r"""["'](~?/\w|[A-Za-z]:[\\/])""", code):
+        yield "absolute path"
+
+
+def parameter_faults(tree, code):
+    """The names of the parameters cell that lack an annotation or a trailing comment."""
+    comments = {t.start[0] for t in tokenize.generate_tokens(io.StringIO(code).readline) if t.type == tokenize.COMMENT}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AugAssign) or (
+            isinstance(node, ast.AnnAssign) and (node.value is None or node.end_lineno not in comments)
+        ):
+            yield "parameter without annotation, value or comment"
+
+
+def notebook_faults(notebook):
+    """Every way in which a stored notebook breaks the rules, by name."""
+    cells = notebook["cells"]
+    codes = [cell for cell in cells if cell["cell_type"] == "code"]
+    parameters = [cell for cell in codes if "parameters" in cell["metadata"].get("tags", [])]
+    faults = {
+        "kernel": notebook["metadata"].get("kernelspec", {}).get("name") != "python3",
+        "cell ids": not all(cell.get("id") for cell in cells) or len({cell.get("id") for cell in cells}) < len(cells),
+        "outputs": any(cell["outputs"] or cell["execution_count"] is not None for cell in codes),
+        "more than 25 code cells": len(codes) > 25,
+        "parameters cell": len(parameters) != 1,
+    }
+    found = {fault for fault, present in faults.items() if present}
+    for cell in codes:
+        code = "".join(cell["source"])
+        try:
+            tree = ast.parse(code)
+        except SyntaxError:
+            found.add("not plain Python")
+            continue
+        found |= {*cell_faults(tree, code), *(parameter_faults(tree, code) if cell in parameters else ())}
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_keeps_the_rules(path):
+    assert notebook_faults(json.loads(path.read_text(encoding="utf-8"))) == set()
+
+
+def notebook_of(*sources, tags=("parameters",), **changes):
+    """A notebook of code cells, the first of them tagged; `changes` go into every cell."""
+    cell = {"cell_type": "code", "outputs": [], "execution_count": None}
+    cells = [{**cell, "id": str(i), "source": s, "metadata": {}, **changes} for i, s in enumerate(sources)]
+    cells[0]["metadata"] = {"tags": list(tags)}
+    return {"cells": cells, "metadata": {"kernelspec": {"name": "python3"}}}
+
+
+@pytest.mark.parametrize(
+    ("notebook", "fault"),
+    [
+        (notebook_of("seeds: int = 3  # paired seeds"), None),
+        (notebook_of("n: int = 3  # n", "print(f'{n}/validation')"), None),
+        (notebook_of("seeds = 3  # paired seeds"), "parameter without annotation, value or comment"),
+        (notebook_of("seeds: str = '#3'"), "parameter without annotation, value or comment"),
+        (notebook_of("n: int = 3  # n", tags=()), "parameters cell"),
+        (notebook_of(*["n: int = 3  # n"] * 26), "more than 25 code cells"),
+        (notebook_of("n: int = 3  # n", execution_count=1), "outputs"),
+        (notebook_of("n: int = 3  # n", outputs=[{}]), "outputs"),
+        (notebook_of("n: int = 3  # n", "n", id="same"), "cell ids"),
+        (notebook_of("n: int = 3  # n", "%matplotlib inline"), "not plain Python"),
+        (notebook_of("n: int = 3  # n", "class A: pass"), "class"),
+        (notebook_of("n: int = 3  # n", "try:\n    n\nfinally:\n    n"), "try"),
+        (notebook_of("n: int = 3  # n", "sys.path.append('..')"), "sys.path"),
+        (notebook_of("n: int = 3  # n", "run('pip install x')"), "pip"),
+        (notebook_of("n: int = 3  # n", "open('/data/x')"), "absolute path"),
+        ({**notebook_of("n: int = 3  # n"), "metadata": {}}, "kernel"),
+    ],
+)
+def test_notebook_rules_see_the_fault(notebook, fault):
+    assert notebook_faults(notebook) == ({fault} if fault else set())
+
+
+BANNED = re.compile(
+    r"\b(advanced|robust|comprehensive|state[- ]of[- ]the[- ]art|cutting[- ]edge|seamless(ly)?)\b"
+    r"|[\u2600-\u27bf\u2b50\u2b55\ufe0f\U0001f000-\U0001faff]"  # emoji and dingbats
+    r"|(?<![\w.])/(home|root|Users)/\w",
+    re.IGNORECASE,
+)
+
+
+def test_wording_is_plain():
+    folders = (ROOT / name for name in ("dotlib", "tests", "notebooks", "benchmarks", "results"))
+    paths = {*ROOT.iterdir(), *(path for folder in folders for path in folder.rglob("*"))} - {Path(__file__).resolve()}
+    found = {
+        f"{path.relative_to(ROOT)}: {match.group()}"
+        for path in paths
+        if path.suffix in {".py", ".md", ".ipynb", ".toml", ".yml", ".txt"}
+        for match in BANNED.finditer(path.read_text(encoding="utf-8"))
+    }
+    assert found == set()
