@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,6 +21,8 @@ FamilyName = Literal[
 ]  # fmt: skip
 ProfileName = Literal["smoke", "quick", "full"]
 Count = Field(gt=0)
+Share = Annotated[int, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -29,7 +31,7 @@ class ConfigError(ValueError):
 
 
 class Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(Frozen):
@@ -37,7 +39,7 @@ class Data(Frozen):
 
     family: FamilyName = "default"
     phantoms: int = Count
-    fractions: tuple[int, int, int] = (14, 3, 3)  # 70 / 15 / 15 %
+    fractions: tuple[Share, Share, Share] = (14, 3, 3)  # 70 / 15 / 15 %
     seed: int = Field(0, ge=0)
     grid: Literal[16, 32, 64]
 
@@ -55,13 +57,13 @@ class Optim(Frozen):
 
     name: Literal["adam", "adamw"]
     lr: float = Field(gt=0)  # the highest of the schedule
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(ge=0)  # L2 in the gradient for adam, decoupled for adamw
     schedule: Literal["plateau", "onecycle", "constant"]
     warmup: float = Field(0.2, gt=0, lt=1)  # share of the steps, onecycle
     div: float = Field(25.0, ge=1)
     final_div: float = Field(1e4, ge=1)
-    momentum: tuple[float, float] | None = (0.85, 0.95)  # cycled beta1, onecycle; None keeps betas[0]
+    momentum: tuple[Beta, Beta] | None = (0.85, 0.95)  # cycled beta1, onecycle; None keeps betas[0]
     clip: float | None = Field(1.0, gt=0)  # largest gradient norm
 
 

@@ -26,8 +26,8 @@ class Standard(nn.Module):
 
     def __init__(self, mean: torch.Tensor, sd: torch.Tensor):
         super().__init__()
-        self.register_buffer("mean", mean.view(1, -1, 1, 1, 1).float())
-        self.register_buffer("sd", sd.view(1, -1, 1, 1, 1).float())
+        self.register_buffer("mean", mean.view(1, -1, 1, 1, 1).float().clone())
+        self.register_buffer("sd", sd.view(1, -1, 1, 1, 1).float().clone())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (x - self.mean) / self.sd
