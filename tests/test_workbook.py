@@ -77,7 +77,7 @@ def test_index_shows_what_this_run_wrote(run):
     assert re.findall(r'<figure id="(.*?)"', page) == ["4.1-seeds", "4.9-former"]  # 4.1-former: not written again
     assert "smoke profile" in page and ">4.1 Light &amp; tissue<" in page
     assert "In mm<sup>-1</sup> &amp; &lt;b&gt;." in page and "<td>7</td>" in page
-    assert "Task: none; profile: smoke; n = 1." in page and "data 5f3a" in page and "commit " in page
+    assert "Task: none; profile: smoke; n = 1." in page and "data: 5f3a" in page and "commit " in page
 
 
 def test_pages_need_no_network(run):

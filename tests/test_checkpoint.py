@@ -1,0 +1,215 @@
+"""Checkpoints: what comes back is what was saved, or one clear refusal; nothing in a file is executed."""
+
+import os
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+
+from dotlib import checkpoint
+from dotlib.checkpoint import CheckpointError
+
+SMALL = {"weight": torch.linspace(-1, 1, 6).view(2, 3), "epochs": [{"epoch": 0, "loss": 0.1}], "betas": (0.9, 0.95)}
+
+
+def bits(tensor):
+    return tensor.detach().contiguous().flatten().view(torch.uint8).tolist()
+
+
+def same(a, b):
+    """Equal containers, types, shapes and bits."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        return (a.dtype, a.shape) == (b.dtype, b.shape) and bits(a) == bits(b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (a != a and b != b)
+
+
+def outcome(path, state=SMALL):
+    """`refused`, or whether the state that is read is the `same` or `changed`."""
+    try:
+        return "same" if same(checkpoint.load(path, "c0"), state) else "changed"
+    except CheckpointError as error:
+        assert "\n" not in str(error) and str(path) in str(error)
+        return "refused"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A small checkpoint and its bytes."""
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, SMALL, "c0")
+    return path, path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool]
+)
+def test_tensor_comes_back_bit_for_bit(tmp_path, dtype):
+    x = torch.tensor([[0.0, -0.0, 1 / 3, 1e-40], [3.0, -7.5, 1e4, 2.0]]).to(dtype)
+    if dtype.is_floating_point:
+        x[1] = torch.tensor([float("nan"), float("inf"), -float("inf"), torch.finfo(dtype).tiny])
+    state = {"plain": x, "turned": x.mT, "number": x[0, 2], "none": x[:0], "row": x[:, 1]}
+    checkpoint.save(tmp_path / "x.pt", state, "c0")
+    assert outcome(tmp_path / "x.pt", state) == "same"
+
+
+def test_tree_comes_back_as_it_was(tmp_path):
+    leaf = [1, 2.5, float("nan"), float("inf"), -0.0, "text", None, True, 10**20, ()]
+    state = {"list": leaf, "tuple": (leaf, (1,)), "dict": {"a": {"b": {}}, 3: [[]]}, "ordered": OrderedDict(b=1, a=2)}
+    checkpoint.save(tmp_path / "x.pt", state, "c0")
+    assert outcome(tmp_path / "x.pt", state) == "same"
+
+
+def walk(seed=0):
+    """A small network with its optimiser, schedules, and a function that takes a step of both."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv3d(2, 3, 3), nn.BatchNorm3d(3)).to(memory_format=torch.channels_last_3d)
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    cycle, plateau = OneCycleLR(opt, 1e-2, total_steps=20), ReduceLROnPlateau(opt, patience=1)
+
+    def step(i):
+        x = torch.randn(2, 2, 5, 5, 5, generator=torch.Generator().manual_seed(i))
+        opt.zero_grad()
+        model(x).square().mean().backward()
+        opt.step()
+        cycle.step()
+        plateau.step(1.0)
+
+    return (model, opt, cycle, plateau), step
+
+
+def test_interrupted_optimisation_continues_with_the_same_bits(tmp_path):
+    parts, step = walk()
+    for i in range(3):
+        step(i)
+    state = {str(i): part.state_dict() for i, part in enumerate(parts)}
+    checkpoint.save(tmp_path / "x.pt", state, "c0")
+    assert outcome(tmp_path / "x.pt", state) == "same"
+    others, other_step = walk(seed=1)
+    loaded = checkpoint.load(tmp_path / "x.pt", "c0")
+    for i, part in enumerate(others):
+        part.load_state_dict(loaded[str(i)])
+    for i in range(3, 6):
+        step(i)
+        other_step(i)
+    assert all(same(a.state_dict(), b.state_dict()) for a, b in zip(parts, others, strict=True))
+
+
+class Touch:
+    """Pickled, it makes whoever unpickles it create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.path}'",)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("form", ["checkpoint", "torch", "pickle"])
+def test_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path, form):
+    path, mark = tmp_path / "last.pt", tmp_path / "executed"
+    if form == "checkpoint":
+        checkpoint.save(path, SMALL | {"evil": Touch(mark)}, "c0")
+    elif form == "torch":
+        torch.save(Touch(mark), path)
+    else:
+        path.write_bytes(pickle.dumps(Touch(mark)))
+    assert outcome(path) == "refused"
+    assert not mark.exists()
+    pickle.loads(path.read_bytes()) if form == "pickle" else torch.load(path, weights_only=False)
+    assert mark.exists()  # else the test would say nothing
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999])
+def test_truncated_checkpoint_is_refused(saved, share):
+    path, raw = saved
+    path.write_bytes(raw[: int(share * len(raw))])
+    assert outcome(path) == "refused"
+
+
+@pytest.mark.parametrize("junk", [b"", b"\0", b"checkpoint", b"PK\x03\x04", bytes(range(256)), b"\x80\x02}q\0."])
+def test_other_files_are_refused(tmp_path, junk):
+    (tmp_path / "x.pt").write_bytes(junk)
+    assert outcome(tmp_path / "x.pt") == "refused"
+
+
+def test_missing_checkpoint_and_folder_are_refused(tmp_path):
+    assert outcome(tmp_path / "none.pt") == outcome(tmp_path) == "refused"
+
+
+def flipped(saved, positions, rng):
+    path, raw = saved
+    for i in positions:
+        damaged = bytearray(raw)
+        damaged[i] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        yield outcome(path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_flipped_bit_never_changes_the_state(saved):
+    """Anywhere: headers, opcodes, numbers, padding. Only bytes that say nothing may be wrong unnoticed."""
+    rng = np.random.default_rng(0)
+    path, raw = saved
+    opcodes = raw.index(b"\x80\x02")  # the state but for the tensors' bytes
+    end = raw.index(b"PK", opcodes)
+    found = list(flipped(saved, [*rng.integers(len(raw), size=60), *range(opcodes, end)], rng))
+    assert set(found) <= {"refused", "same"}
+    assert found.count("refused") > 100
+
+
+def test_flipped_bit_of_a_weight_is_refused(saved):
+    start = saved[1].index(SMALL["weight"].numpy().tobytes())
+    assert set(flipped(saved, range(start, start + 24), np.random.default_rng(1))) == {"refused"}
+
+
+def test_other_configuration_is_refused(saved):
+    with pytest.raises(CheckpointError, match="belongs to configuration c0, not to c1"):
+        checkpoint.load(saved[0], "c1")
+
+
+def test_other_schema_is_refused(saved, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SCHEMA", checkpoint.SCHEMA + 1)
+    assert outcome(saved[0]) == "refused"
+
+
+@pytest.mark.parametrize("point", ["replace", "fsync"])
+@pytest.mark.parametrize("writer", ["save", "write"])
+def test_interrupted_write_leaves_the_old_file(saved, monkeypatch, point, writer):
+    path, raw = saved
+    write = {"save": lambda: checkpoint.save(path, {"a": 1}, "c0"), "write": lambda: checkpoint.write(path, b"new")}[
+        writer
+    ]
+
+    def fail(*arguments):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, point, fail)
+        with pytest.raises(OSError, match="no space left"):
+            write()
+        assert path.read_bytes() == raw and outcome(path) == "same"
+    write()
+    assert path.read_bytes() != raw
+    assert os.listdir(path.parent) == [path.name]  # nothing half-written stays
+
+
+@pytest.mark.parametrize("writer", ["save", "write"])
+def test_write_is_on_the_disk_before_it_replaces(tmp_path, monkeypatch, writer):
+    done, path = [], tmp_path / "x"
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append(os.fstat(file).st_size), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(Path(b)), replace(a, b)))
+    checkpoint.save(path, SMALL, "c0") if writer == "save" else checkpoint.write(path, b"12345")
+    assert done == [path.stat().st_size, path]

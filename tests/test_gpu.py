@@ -1,0 +1,37 @@
+"""The same laws on a CUDA device; skipped where there is none."""
+
+import numpy as np
+import pytest
+import torch
+
+from dotlib import config, trainer
+from dotlib.data import phantoms
+
+pytestmark = pytest.mark.gpu
+RUN = config.replace(config.arm("stage1-onecycle", "smoke"), {"training.epochs": 4})
+
+
+def test_rasterised_volume_and_labels_do_not_depend_on_the_device():
+    tables = phantoms.sample("default", 4, 0)
+    there = phantoms.rasterise(tables, 64, "cuda").cpu()
+    torch.testing.assert_close(there, phantoms.rasterise(tables, 64), atol=2e-4, rtol=0)
+    assert (phantoms.labels(tables, 64, "cuda").cpu() != phantoms.labels(tables, 64)).float().mean() < 1e-4
+
+
+def test_training_on_cuda_follows_the_cpu(tmp_path):
+    fp32 = config.replace(RUN, {"training.precision": "fp32"})
+    here = trainer.fit(fp32, tmp_path / "cpu", "cpu").steps["loss"]
+    np.testing.assert_allclose(trainer.fit(fp32, tmp_path / "cuda", "cuda").steps["loss"], here, rtol=0.05)
+
+
+def test_interrupted_training_continues_on_cuda(tmp_path):
+    whole = trainer.fit(RUN, tmp_path / "whole", "cuda")
+
+    def stop(row):
+        if row["epoch"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(RUN, tmp_path / "parts", "cuda", report=stop)
+    parts = trainer.fit(RUN, tmp_path / "parts", "cuda")
+    np.testing.assert_allclose(parts.steps["loss"], whole.steps["loss"], rtol=0.02)
