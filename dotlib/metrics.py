@@ -114,7 +114,7 @@ def psnr(pred: Tensor, truth: Tensor, mask: Tensor, data_range: float | Sequence
 def background_noise(pred: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     """Standard deviation of pred - truth over mean(truth), both over a mask of background, (P, C).
 
-    A blank image has none: read it beside `crc`.
+    A flat image has none but for the mask's partial voxels at the surface: read it beside `crc`.
     """
     return deviation(_error(pred, truth), mask) / mean(truth, mask)
 

@@ -1,5 +1,7 @@
 """Checkpoints: what comes back is what was saved, or one clear refusal; nothing in a file is executed."""
 
+import hashlib
+import io
 import os
 import pickle
 from collections import OrderedDict
@@ -115,27 +117,33 @@ class Touch:
         return os.system, (f"touch '{self.path}'",)
 
 
+def torch_bytes(thing):
+    torch.save(thing, buffer := io.BytesIO())
+    return buffer.getvalue()
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("form", ["checkpoint", "torch", "pickle"])
-def test_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path, form):
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("form", ["inside", "torch", "pickle"])
+def test_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path, form, signed):
     path, mark = tmp_path / "last.pt", tmp_path / "executed"
-    if form == "checkpoint":
-        checkpoint.save(path, SMALL | {"evil": Touch(mark)}, "c0")
-    elif form == "torch":
-        torch.save(Touch(mark), path)
-    else:
-        path.write_bytes(pickle.dumps(Touch(mark)))
+    content = {
+        "inside": lambda: torch_bytes({"schema": checkpoint.SCHEMA, "config": "c0", "state": {"evil": Touch(mark)}}),
+        "torch": lambda: torch_bytes(Touch(mark)),
+        "pickle": lambda: pickle.dumps(Touch(mark)),
+    }[form]()
+    path.write_bytes(content + hashlib.sha256(content).hexdigest().encode() if signed else content)
     assert outcome(path) == "refused"
     assert not mark.exists()
-    pickle.loads(path.read_bytes()) if form == "pickle" else torch.load(path, weights_only=False)
+    pickle.loads(content) if form == "pickle" else torch.load(io.BytesIO(content), weights_only=False)
     assert mark.exists()  # else the test would say nothing
 
 
-@pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999])
-def test_truncated_checkpoint_is_refused(saved, share):
+def test_truncated_checkpoint_is_refused(saved):
     path, raw = saved
-    path.write_bytes(raw[: int(share * len(raw))])
-    assert outcome(path) == "refused"
+    for length in (*range(0, len(raw), 97), len(raw) - 65, len(raw) - 64, len(raw) - 1):
+        path.write_bytes(raw[:length])
+        assert outcome(path) == "refused", length
 
 
 @pytest.mark.parametrize("junk", [b"", b"\0", b"checkpoint", b"PK\x03\x04", bytes(range(256)), b"\x80\x02}q\0."])
@@ -148,30 +156,22 @@ def test_missing_checkpoint_and_folder_are_refused(tmp_path):
     assert outcome(tmp_path / "none.pt") == outcome(tmp_path) == "refused"
 
 
-def flipped(saved, positions, rng):
+def test_flipped_bit_is_refused(saved):
+    """Anywhere: headers, opcodes, numbers, padding, digest."""
     path, raw = saved
-    for i in positions:
+    rng = np.random.default_rng(0)
+    for i in (*rng.integers(len(raw), size=200), *range(len(raw) - 64, len(raw))):
         damaged = bytearray(raw)
         damaged[i] ^= 1 << int(rng.integers(8))
         path.write_bytes(damaged)
-        yield outcome(path)
+        assert outcome(path) == "refused", i
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_flipped_bit_never_changes_the_state(saved):
-    """Anywhere: headers, opcodes, numbers, padding. Only bytes that say nothing may be wrong unnoticed."""
-    rng = np.random.default_rng(0)
+def test_inserted_and_appended_bytes_are_refused(saved):
     path, raw = saved
-    opcodes = raw.index(b"\x80\x02")  # the state but for the tensors' bytes
-    end = raw.index(b"PK", opcodes)
-    found = list(flipped(saved, [*rng.integers(len(raw), size=60), *range(opcodes, end)], rng))
-    assert set(found) <= {"refused", "same"}
-    assert found.count("refused") > 100
-
-
-def test_flipped_bit_of_a_weight_is_refused(saved):
-    start = saved[1].index(SMALL["weight"].numpy().tobytes())
-    assert set(flipped(saved, range(start, start + 24), np.random.default_rng(1))) == {"refused"}
+    for damaged in (raw + b"\0", b"\0" + raw, raw + raw, raw[:50] + b"\0" + raw[50:]):
+        path.write_bytes(damaged)
+        assert outcome(path) == "refused"
 
 
 def test_other_configuration_is_refused(saved):

@@ -54,7 +54,7 @@ FAMILIES = {
     "mua-only": Family(contrast_musp=(1.0, 1.0)),
     "musp-only": Family(contrast_mua=(1.0, 1.0)),
     "out-of-range": Family(mua=(0.007, 0.010), musp=(1.18, 1.50)),
-    "superellipsoid": Family(tissue_exponent=(2.5, 4.0)),
+    "superellipsoid": Family(tissue_axes=(20.0, 24.0), tissue_exponent=(2.5, 4.0)),  # reaches 31.6 mm at most
 }
 
 
@@ -62,9 +62,9 @@ def sample(family: str, n: int, seed: int, first: int = 0) -> np.ndarray:
     """Draw phantoms `first` ... `first + n - 1` of a family as ellipsoid tables, `(n, 6, 13)` float32.
 
     Each phantom has its own Philox stream, keyed by (seed, index): phantom i is the same however many are drawn.
-    Inclusions' centres are uniform in the tissue (in the family's range of radii) and redrawn until at least 80 % of
-    the volume is inside. Raises ValueError for an unknown family, and for a phantom whose inclusion finds no place in
-    1,000 draws.
+    Inclusions' centres are uniform in the tissue ellipsoid (in the family's range of radii; drawn out along the rays
+    where the exponent is not 2) and redrawn until at least 80 % of the volume is inside. Raises ValueError for an
+    unknown family, and for a phantom whose inclusion finds no place in 1,000 draws.
     """
     if family not in FAMILIES:
         raise ValueError(f"phantoms: unknown family {family!r}; accepted: {', '.join(FAMILIES)}")
@@ -206,7 +206,7 @@ def _parts(rows: np.ndarray, grid: int, device) -> Iterator[tuple[tuple[slice, .
         axes, e = row[AXES], row[EXPONENT]
         matrix = Rotation.from_quat(row[QUATERNION]).as_matrix()
         dual = e / (e - 1)
-        reach = (np.abs(matrix * axes) ** dual).sum(1) ** (1 / dual) * np.cbrt(1 + 1.5 * voxel / axes.min())
+        reach = (np.abs(matrix * axes) ** dual).sum(1) ** (1 / dual)
         lo = np.clip(np.floor((row[CENTRE] - reach) / voxel + grid / 2), *within).astype(int)
         hi = np.clip(np.ceil((row[CENTRE] + reach) / voxel + grid / 2), *within).astype(int)
         x = [

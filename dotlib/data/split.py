@@ -22,8 +22,9 @@ def split(stratum: np.ndarray, fractions: tuple[int, int, int], seed: int) -> np
     """Label each phantom 0 train, 1 validation or 2 test, `(P,)` int8.
 
     Phantoms are taken in order, and each joins the set that lacks most: its deficit within the stratum plus that over
-    all phantoms, ties broken by a seeded draw. So the sets keep the strata's proportions, and appended phantoms change
-    no label (sequential allocation by minimisation, Pocock & Simon 1975).
+    all phantoms, threefold, so that the sets come out in their exact sizes; ties are broken by a seeded draw. So the
+    sets keep the strata's proportions, and appended phantoms change no label (sequential allocation by minimisation,
+    Pocock & Simon 1975).
     """
     share = np.array(fractions) / sum(fractions)
     in_stratum: dict[int, np.ndarray] = {}
@@ -32,7 +33,7 @@ def split(stratum: np.ndarray, fractions: tuple[int, int, int], seed: int) -> np
     out = np.empty(len(stratum), dtype=np.int8)
     for i, s in enumerate(stratum):
         own = in_stratum.setdefault(int(s), np.zeros(3))
-        lack = (own.sum() + 1) * share - own + (overall.sum() + 1) * share - overall
+        lack = (own.sum() + 1) * share - own + 3 * ((overall.sum() + 1) * share - overall)
         out[i] = label = np.argmax(lack + 0.5 * share * jitter[i])
         own[label] += 1
         overall[label] += 1

@@ -1,0 +1,112 @@
+"""The split's counts, balance and stability, and the dataset that is made with it."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from dotlib.config import Data
+from dotlib.data import dataset, phantoms, split
+
+FRACTIONS = (14, 3, 3)
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return phantoms.sample("default", 5000, 0)
+
+
+@pytest.mark.parametrize(
+    ("n", "fractions", "counts"), [(384, (4, 1, 1), (256, 64, 64)), (5000, FRACTIONS, (3500, 750, 750))]
+)
+def test_split_has_the_exact_counts(tables, n, fractions, counts):
+    labels = split.split(split.strata(tables[:n]), fractions, 0)
+    assert tuple(np.bincount(labels)) == counts and labels.shape == (n,)
+
+
+def test_split_keeps_its_shares_at_every_length(tables):
+    share = np.array(FRACTIONS) / sum(FRACTIONS)
+    for seed in range(5):
+        labels = split.split(split.strata(tables[:1000]), FRACTIONS, seed)
+        counts = np.cumsum(labels[:, None] == np.arange(3), 0)
+        assert np.abs(counts - share * np.arange(1, 1001)[:, None]).max() < 2
+
+
+def test_split_is_stable_when_phantoms_are_appended(tables):
+    stratum = split.strata(tables[:1000])
+    labels = split.split(stratum, FRACTIONS, 3)
+    for n in (1, 17, 384, 999):
+        np.testing.assert_array_equal(split.split(stratum[:n], FRACTIONS, 3), labels[:n])
+    np.testing.assert_array_equal(split.strata(phantoms.sample("default", 50, 0)), stratum[:50])
+
+
+def test_split_balances_the_strata(tables):
+    stratum = split.strata(tables[:2000])
+    labels = split.split(stratum, FRACTIONS, 0)
+    counts = np.array([np.bincount(labels[stratum == s], minlength=3) for s in np.unique(stratum)])
+    assert len(counts) == 12 and counts.sum(1).min() > 50
+    expected = counts.sum(1, keepdims=True) * np.array(FRACTIONS) / sum(FRACTIONS)
+    assert np.abs(counts - expected).max() < 2
+    shuffled = np.random.default_rng(0).permutation(labels)
+    drawn = np.array([np.bincount(shuffled[stratum == s], minlength=3) for s in np.unique(stratum)])
+    assert stats.chi2_contingency(counts).statistic < 0.1 * stats.chi2_contingency(drawn).statistic
+
+
+def test_split_is_drawn_by_its_seed(tables):
+    stratum = split.strata(tables[:500])
+    one, again, other = (split.split(stratum, FRACTIONS, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    assert 0.2 < (one != other).mean() < 0.7  # two independent draws of 70 / 15 / 15 % differ in 46.5 %
+
+
+@pytest.mark.parametrize(
+    ("axes", "mua", "musp", "stratum"),
+    [
+        ([], 0.004, 0.9, 0),
+        ([], 0.006, 1.1, 3),
+        ([(9, 9, 9)], 0.004, 0.9, 4),
+        ([(15, 15, 5)], 0.004, 1.1, 9),  # cube root of 1125: 10.4 mm
+        ([(5, 5, 5), (14, 12, 13)], 0.006, 0.9, 14),  # the largest counts
+    ],
+)
+def test_stratum_is_that_of_the_hand_made_phantom(axes, mua, musp, stratum):
+    rows = np.full((1, phantoms.ROWS, phantoms.COLUMNS), np.nan, dtype=np.float32)
+    rows[0, 0, phantoms.MUA], rows[0, 0, phantoms.MUSP] = mua, musp
+    for k, a in enumerate(axes, 1):
+        rows[0, k, phantoms.AXES] = a
+    assert split.strata(rows) == [stratum]
+
+
+def test_digest_changes_with_a_bit_of_a_table_or_a_label(tables):
+    rows, labels = tables[:20], split.split(split.strata(tables[:20]), FRACTIONS, 0)
+    frozen = split.digest(rows, labels)
+    assert split.digest(rows.copy(order="F"), labels.copy()) == frozen
+    nudged, moved = rows.copy(), labels.copy()
+    nudged[7, 0, phantoms.MUA] = np.nextafter(nudged[7, 0, phantoms.MUA], np.float32(1))
+    moved[7] = (moved[7] + 1) % 3
+    assert (
+        len({frozen, split.digest(nudged, labels), split.digest(rows, moved), split.digest(rows[:19], labels[:19])})
+        == 4
+    )
+
+
+def test_dataset_parts_are_disjoint_and_complete():
+    data = dataset.load(Data(phantoms=60, fractions=(4, 1, 1), grid=16))
+    parts = {name: data.part(name) for name in split.NAMES}
+    for name, n in {"train": 40, "validation": 10, "test": 10}.items():
+        assert abs(len(parts[name]) - n) < 2
+    keys = [row.tobytes() for rows in parts.values() for row in rows]
+    assert len(set(keys)) == 60 and set(keys) == {row.tobytes() for row in data.ellipsoids}
+    assert data.voxel == 4 and data.digest == split.digest(data.ellipsoids, data.labels)
+    np.testing.assert_array_equal(data.volumes("test").numpy(), phantoms.rasterise(parts["test"], 16).numpy())
+    assert torch.equal(data.tissue("test"), phantoms.hard(parts["test"], 16)[:, 1] > 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_standard_is_the_mean_and_deviation_in_the_tissue(dtype):
+    volumes = phantoms.rasterise(phantoms.sample("default", 5, 2), 32, dtype=dtype)
+    mean, sd = dataset.standard(volumes)
+    for channel in range(2):
+        values = volumes.double().numpy()[:, channel][volumes[:, 1].numpy() > 0]
+        assert mean[channel].item() == pytest.approx(values.mean(), rel=1e-6)
+        assert sd[channel].item() == pytest.approx(values.std(), rel=1e-5)
