@@ -84,7 +84,10 @@ def _workbook(arguments: argparse.Namespace) -> None:
 
     profile(arguments.profile)
     home = root()
-    given = {name: yaml.safe_load(value) for name, value in arguments.parameter}
+    try:
+        given = {name: yaml.safe_load(value) for name, value in arguments.parameter}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--parameter: {' '.join(str(error).split())}") from None
     page = workbook.run(arguments.profile, home / "build", arguments.notebook or home / "notebooks", given)
     print(f"open {page}")
 

@@ -47,8 +47,9 @@ def _rate(work: Callable[[], object], n: int, repeats: int = REPEATS) -> float:
     return n / statistics.median(times)
 
 
-def _row(name: str, value: float, unit: str, baseline: str = "", base: float = float("nan"), n: int = REPEATS) -> dict:
-    return {"name": name, "value": value, "unit": unit, "baseline": baseline, "ratio": value / base, "n": n}
+def _row(name: str, value: float, unit: str, baseline: str = "", base: float | None = None, n: int = REPEATS) -> dict:
+    ratio = value / base if base else None
+    return {"name": name, "value": value, "unit": unit, "baseline": baseline, "ratio": ratio, "n": n}
 
 
 def bench_phantoms(profile: Profile) -> list[dict]:
@@ -80,9 +81,12 @@ def rasterise_everywhere(rows: np.ndarray, grid: int) -> Tensor:
         f = body.square().sum(-1).clamp_min(1e-12).sqrt()
         slope = (body / axes).square().sum(-1).sqrt() / f
         fraction = (0.5 - (f**3 - 1) / (3 * voxel * slope)).clamp(0, 1)
-        tissue = fraction if tissue is None else tissue
-        volume += fraction * (torch.tensor(row[phantoms.MUA :]).float().view(2, 1, 1, 1) - volume)
-    return torch.where(tissue > 0, volume, 0) if tissue is not None else volume
+        value = torch.tensor(row[phantoms.MUA :]).float().view(2, 1, 1, 1)
+        if tissue is None:
+            tissue, volume = fraction, volume + value
+        else:
+            volume += fraction * (value - volume)
+    return tissue * volume
 
 
 def bench_training(profile: Profile) -> list[dict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -31,7 +32,8 @@ class StudyError(RuntimeError):
 class Run(pydantic.BaseModel):
     """A configuration and its cached result: one folder for each configuration and version of the training code.
 
-    The folder holds the checkpoints, so that a killed run continues; an advisory lock keeps a second driver out.
+    The folder holds the checkpoints, so that a killed run continues. The version is raised whenever the same
+    configuration would give other numbers.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid")
@@ -41,13 +43,7 @@ class Run(pydantic.BaseModel):
     @infra.apply
     def result(self) -> trainer.History:
         """Train, or continue, and judge."""
-        folder = self.folder()
-        lock = filelock.FileLock(folder / "lock")
-        try:
-            with lock.acquire(timeout=0):
-                return trainer.fit(self.config, folder)
-        except filelock.Timeout:
-            raise StudyError(f"{folder}: another process is training this run") from None
+        return trainer.fit(self.config, self.folder())
 
     def folder(self) -> Path:
         return Path(self.infra.uid_folder(create=True))
@@ -55,6 +51,7 @@ class Run(pydantic.BaseModel):
 
 def runs(arms: Iterable[str], profile: str, seeds: int, store: Path) -> dict[tuple[str, int], Run]:
     """The runs of a study, by (arm, seed): seeds 0, 1, ... are paired over the arms."""
+    _quieten()
     return {
         (arm, seed): Run(config=configuration.arm(arm, profile, seed), infra={"folder": store})
         for arm in arms
@@ -82,7 +79,7 @@ def compute(wanted: dict[tuple[str, int], Run]) -> None:
 
     A worker trains one run at a time with its share of the cores; on two cores, two runs of one thread each see a tenth
     to a quarter more samples than one run of two threads. Raises StudyError, a line for each run that failed; the
-    others are kept.
+    others are kept. An advisory lock keeps a second driver out of a run that is being trained.
     """
     missing = {key: run for key, run in wanted.items() if run.infra.status() != "completed"}
     if not missing:
@@ -119,6 +116,7 @@ def cpu_cores() -> int:
 
 
 def _start_worker(slots, threads: int, gpu: bool) -> None:
+    _quieten()
     # a worker must not outlive a killed driver and go on holding its run's lock
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
     slot = slots.get()
@@ -127,8 +125,19 @@ def _start_worker(slots, threads: int, gpu: bool) -> None:
     torch.set_num_threads(threads)
 
 
+def _quieten() -> None:
+    # whenever a failed run's state is read, exca logs its traceback; here its error is one line of StudyError
+    logging.getLogger("exca").setLevel(logging.ERROR)
+
+
 def _compute(run: Run) -> None:
-    run.result()
+    folder = run.folder()
+    try:
+        # outside the cache, which would keep the refusal as a result
+        with filelock.FileLock(folder / "lock", timeout=0):
+            run.result()
+    except filelock.Timeout:
+        raise StudyError(f"{folder}: another process is training this run") from None
 
 
 def results(study: str, profile: str, seeds: int, store: Path) -> dict[tuple[str, int], trainer.History]:

@@ -82,6 +82,8 @@ def fit(config: Config, folder: Path, on: str | None = None, report: Callable[[d
     epochs, steps = past["epochs"], past["steps"]
 
     for epoch in range(len(epochs), config.training.epochs):
+        if config.training.patience and epoch - 1 - _best(epochs) >= config.training.patience:
+            break
         start = time.perf_counter()
         model.train()
         log = torch.empty(per_epoch, len(STEP), device=on)
@@ -102,27 +104,23 @@ def fit(config: Config, folder: Path, on: str | None = None, report: Callable[[d
         log = log.cpu()  # the epoch's only synchronisation
         if not log.isfinite().all():
             bad = int((~log.isfinite().all(1)).nonzero()[0])
-            raise FloatingPointError(
-                f"{folder}: epoch {epoch}, step {bad}: loss {log[bad, 0]:g}, gradient norm {log[bad, 1]:g}; "
-                f"last good checkpoint: epoch {epoch - 1}"
-            )
+            raise _not_finite(folder, epoch, f"step {bad}: loss {log[bad, 0]:g}, gradient norm {log[bad, 1]:g}")
         row = {"epoch": epoch, "train_loss": log[:, 0].mean().item(), "lr": rates[-1][0], "beta1": rates[-1][1]}
         row |= validate(model, validation, tissue, loss_of, dtype)
+        if not math.isfinite(row["validation_loss"]):
+            raise _not_finite(folder, epoch, f"validation loss {row['validation_loss']:g}")
         if config.optim.schedule == "plateau":
             schedule.step(row["validation_loss"])
         row["seconds"] = time.perf_counter() - start
         epochs.append(row)
         steps += [(*logged, *rate) for logged, rate in zip(log.tolist(), rates, strict=True)]
-        best = min(range(len(epochs)), key=lambda e: epochs[e]["validation_loss"])
         state = {name: part.state_dict() for name, part in run.items()} | {"epochs": epochs, "steps": steps}
-        if best == epoch:
+        if _best(epochs) == epoch:
             checkpoint.save(folder / "best.pt", {"model": state["model"]}, config.digest())
         checkpoint.save(folder / "last.pt", state, config.digest())
         _progress(folder, row, config, per_epoch * batch)
         if report:
             report(row)
-        if config.training.patience and epoch - best >= config.training.patience:
-            break
 
     tables = [
         judge(trained(config, folder, name, on), data, dtype).assign(checkpoint=name) for name in ("last", "best")
@@ -140,6 +138,15 @@ def validate(model, volumes: Tensor, tissue: Tensor, loss_of: Callable, dtype: t
     nrmse = metrics.nrmse(metrics.clamp(predicted), truth, tissue).mean(0)
     loss = loss_of(model.standard(predicted), model.standard(truth))
     return {"validation_loss": loss.item(), "nrmse_mua": nrmse[0].item(), "nrmse_musp": nrmse[1].item()}
+
+
+def _best(epochs: list[dict]) -> int:
+    return min(range(len(epochs)), key=lambda e: epochs[e]["validation_loss"], default=0)
+
+
+def _not_finite(folder: Path, epoch: int, what: str) -> FloatingPointError:
+    good = f"last good checkpoint: epoch {epoch - 1}" if epoch else "no checkpoint yet"
+    return FloatingPointError(f"{folder}: epoch {epoch}, {what}; {good}")
 
 
 def _resume(path: Path, run: dict, config: Config, on: str) -> dict[str, list]:
