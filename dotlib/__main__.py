@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
-    except (ConfigError, ValueError) as error:
+    except ValueError as error:
         print(f"dotlib: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except (RuntimeError, ArithmeticError, OSError) as error:

@@ -100,7 +100,7 @@ def bench_training(profile: Profile) -> list[dict]:
         with tempfile.TemporaryDirectory() as folder:
             history = trainer.fit(config, Path(folder))
         seen = history.info["samples_seen"] / len(history.epochs)
-        rate = seen / history.epochs["seconds"].min()
+        rate = seen / history.epochs["seconds"].median()
         rows += [
             _row(f"{name}, fit ({history.info['precision']})", rate, "samples/s", baseline, base_rate, 3)
             for baseline, base_rate in zip(names, (naive, plain), strict=True)

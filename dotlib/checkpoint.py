@@ -41,6 +41,8 @@ def load(path: Path, config: str, device="cpu") -> dict[str, Any]:
     Raises CheckpointError for a file that is damaged, holds anything but plain data (it is refused, not executed), or
     belongs to another schema or configuration.
     """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
     try:
         raw = path.read_bytes()
         content, digest = raw[:-DIGEST], raw[-DIGEST:]

@@ -23,6 +23,7 @@ ProfileName = Literal["smoke", "quick", "full"]
 Count = Field(gt=0)
 Share = Annotated[int, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Factor = Annotated[float, Field(gt=0, lt=1)]
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -64,6 +65,7 @@ class Optim(Frozen):
     div: float = Field(25.0, ge=1)
     final_div: float = Field(1e4, ge=1)
     momentum: tuple[Beta, Beta] | None = (0.85, 0.95)  # cycled beta1, onecycle; None keeps betas[0]
+    plateau: tuple[Factor, Share] = (0.5, 5)  # factor, patience in epochs: ours, the earlier work names neither
     clip: float | None = Field(1.0, gt=0)  # largest gradient norm
 
 
@@ -223,18 +225,17 @@ class Parameters(Frozen):
         return self.seeds or self.size.seeds
 
 
-def parameters(model: type[M], namespace: Mapping[str, Any]) -> M:
+def parameters(model: type[M], namespace: dict[str, Any]) -> M:
     """Validate a notebook's parameters, given its own namespace (`globals()`).
 
     Every public name bound there to plain data is taken for a parameter, so that a misspelt one, which papermill only
     warns about, stops the notebook. An empty `profile` means $DOTLIB_PROFILE, or quick.
     """
     plain = str | int | float | bool | list | tuple | dict | None
-    values = {
-        name: value
-        for name, value in namespace.items()
-        if not name.startswith("_") and name not in ("In", "Out") and isinstance(value, plain)
-    }
+    names = {n for n, v in namespace.items() if not n.startswith("_") and isinstance(v, plain)} - {"In", "Out"}
+    # when the cell is run again, what later cells have bound is none of its business
+    first = namespace.setdefault("_parameters", names)
+    values = {name: namespace[name] for name in names & (first | set(model.model_fields))}
     if values.get("profile") == "":
         values["profile"] = os.environ.get("DOTLIB_PROFILE") or "quick"
     return validate(model, values, "parameters")

@@ -73,6 +73,12 @@ def table(values: dict[str, Tensor]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def ssim_share(data: Dataset) -> float:
+    """Share of the test set's tissue in which the SSIM window fits: what `ssim` rests on."""
+    tissue = data.tissue("test")
+    return (metrics.erode(tissue).sum() / tissue.sum()).item()
+
+
 def showcase(data: Dataset) -> tuple[np.ndarray, int]:
     """The first test phantom, as a table (1, 6, 13), and the z index of the plane through its largest inclusion."""
     chosen = data.part("test")[:1]

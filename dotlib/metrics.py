@@ -68,7 +68,7 @@ __all__ = [
     "volume_ratio",
 ]
 
-RANGES = (0.0245, 2.95)  # mm^-1, mua and musp: the largest values a phantom can hold
+RANGES = (0.0245, 2.95)  # mm^-1, mua and musp: the largest values of the default family
 RADIUS, SIGMA, K1, K2 = 5, 1.5, 0.01, 0.03  # window of 11^3 voxels (Wang 2004)
 
 
@@ -213,7 +213,7 @@ def _fidelity(raw: Tensor, truth: Tensor, masks: Regions, covered: Tensor | None
         "psnr": psnr(pred, truth, tissue, RANGES),
         "ssim": ssim(pred, truth, tissue, RANGES),
     }
-    parts = {"": masks.background, "_shell": masks.shell & masks.background}
+    parts = {"": masks.background, "_shell": masks.shell & ~masks.rim & ~masks.inclusions.any(1)}
     if covered is not None:
         columns["nrmse_covered"] = nrmse(pred, truth, covered & tissue)
         parts["_covered"] = covered & masks.background

@@ -48,6 +48,8 @@ def _near(mask: np.ndarray, radius: float, voxel: float) -> np.ndarray:
 def regions(labels: Tensor, voxel: float, count: int | None = None) -> Regions:
     """Tissue, inclusions, their rim, the background and the outer shell of labelled phantoms.
 
+    The background lies apart from rim and shell: the shell's voxels mix tissue and air, and are reported separately.
+
     labels: integers (P, D, H, W), 0 air, 1 background, 2.. inclusions; voxel: mm. Distances run between voxel
     centres, and outside the cube lies air. count: number of inclusions K to provide for, by default the largest in
     the set, at least 1. The masks lie on the device of the labels. Raises ValueError on labels of another kind.
@@ -63,7 +65,7 @@ def regions(labels: Tensor, voxel: float, count: int | None = None) -> Regions:
     air = np.pad(~tissue, ((0, 0), (1, 1), (1, 1), (1, 1)), constant_values=True)
     edge = np.stack([_near(mask, SHELL, voxel)[1:-1, 1:-1, 1:-1] for mask in air])
     windows &= (tissue & ~union)[:, None] | inclusions
-    masks = (tissue, inclusions, windows, near & tissue & ~union, tissue & ~near, tissue & edge)
+    masks = (tissue, inclusions, windows, near & tissue & ~union, tissue & ~near & ~edge, tissue & edge)
     return Regions(*(torch.from_numpy(mask).to(labels.device) for mask in masks), float(voxel))
 
 

@@ -22,13 +22,13 @@ def optimiser(model: nn.Module, config: Optim) -> Optimizer:
 def schedule(opt: Optimizer, config: Optim, steps: int) -> LRScheduler:
     """The learning rate's schedule: one cycle over `steps`, or a plateau rule that is stepped once an epoch.
 
-    One cycle (Smith & Topin 2018): a cosine up to `lr` in the first `warmup` share and down to lr / div / final_div;
-    with `momentum` (low, high), beta1 runs the opposite way and replaces betas[0].
+    One cycle (Smith 2018, Smith & Topin 2019): a cosine up to `lr` in the first `warmup` share and down to lr / div /
+    final_div; with `momentum` (low, high), beta1 runs the opposite way and replaces betas[0].
     """
     if config.schedule == "constant":
         return ConstantLR(opt, factor=1.0)
     if config.schedule == "plateau":
-        return ReduceLROnPlateau(opt, factor=0.5, patience=5)
+        return ReduceLROnPlateau(opt, factor=config.plateau[0], patience=config.plateau[1])
     low, high = config.momentum or config.betas[:1] * 2
     return OneCycleLR(
         opt, config.lr, total_steps=steps, pct_start=config.warmup, div_factor=config.div,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 
@@ -22,9 +23,12 @@ class Interval(NamedTuple):
 
 
 class Contrast(NamedTuple):
-    """Arm a against arm b: effect in per cent of b's error, Cohen's dz, number of seeds in which a is lower."""
+    """Arm a against arm b: effect in per cent of b's error, its p value, the paired log difference's sd over seeds,
+    Cohen's dz (mean / sd), number of seeds in which a is lower."""
 
     effect: Interval
+    p: float
+    sd: float
     dz: float
     wins: int
 
@@ -93,7 +97,15 @@ def paired_contrast(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Contrast
     sd = difference.std(ddof=1) if len(difference) > 1 else np.nan
     effect = Interval(*(float(100 * np.expm1(x)) for x in interval[:3]), interval.n)
     dz = float(interval.estimate / sd) if sd > 0 else np.nan
-    return Contrast(effect, dz, int((difference < 0).sum()))
+    p = float(stats.ttest_1samp(difference, 0).pvalue) if sd > 0 else np.nan
+    return Contrast(effect, p, float(sd), dz, int((difference < 0).sum()))
+
+
+def holm(p: ArrayLike) -> np.ndarray:
+    """Holm's adjusted p values of one family (Holm 1979); unknown ones (NaN) count, and stay NaN."""
+    p = np.asarray(p, dtype=float)
+    adjusted = multipletests(np.where(np.isnan(p), 1.0, p), method="holm")[1]
+    return np.where(np.isnan(p), np.nan, adjusted)
 
 
 def verdict(interval: Interval) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 import exca
@@ -23,6 +24,7 @@ from tqdm.auto import tqdm
 from . import config as configuration
 from . import trainer
 from .config import Config, ConfigError
+from .data import dataset
 
 
 class StudyError(RuntimeError):
@@ -38,6 +40,7 @@ class Run(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid")
     config: Config
+    data: str  # digest of its phantoms and split
     infra: exca.TaskInfra = exca.TaskInfra(version="1", mode="retry")
 
     @infra.apply
@@ -50,13 +53,20 @@ class Run(pydantic.BaseModel):
 
 
 def runs(arms: Iterable[str], profile: str, seeds: int, store: Path) -> dict[tuple[str, int], Run]:
-    """The runs of a study, by (arm, seed): seeds 0, 1, ... are paired over the arms."""
+    """The runs of a study, by (arm, seed): seeds 0, 1, ... are paired over the arms.
+
+    A run's name holds its data's digest and the precision that this machine resolves: neither is ever mixed up.
+    """
     _quieten()
-    return {
-        (arm, seed): Run(config=configuration.arm(arm, profile, seed), infra={"folder": store})
-        for arm in arms
-        for seed in range(seeds)
-    }
+    digests = functools.cache(lambda data: dataset.load(data).digest)
+    wanted = {}
+    for arm in arms:
+        for seed in range(seeds):
+            config = configuration.arm(arm, profile, seed)
+            resolved = str(trainer.precision(config.training.precision, trainer.device())).endswith("bfloat16")
+            config = configuration.replace(config, {"training.precision": "bf16" if resolved else "fp32"})
+            wanted[arm, seed] = Run(config=config, data=digests(config.data), infra={"folder": store})
+    return wanted
 
 
 def status(wanted: dict[tuple[str, int], Run]) -> pd.DataFrame:
@@ -85,29 +95,40 @@ def compute(wanted: dict[tuple[str, int], Run]) -> None:
     if not missing:
         return
     gpus, cores = torch.cuda.device_count(), cpu_cores()
+    # as if nothing were done yet: a run's threads, and so its bits, do not depend on when it is continued
+    threads = max(1, cores // min(len(wanted), gpus or cores))
     workers = min(len(missing), gpus or cores)
     failures = []
     context = get_context("spawn")
     slots = context.Queue()
     for slot in range(workers):
         slots.put(slot)
-    threads = max(1, cores // workers)
     with (
         ProcessPoolExecutor(workers, context, _start_worker, (slots, threads, bool(gpus))) as pool,
         tqdm(total=len(missing), desc="runs", unit="run", file=sys.stderr) as bar,
     ):
         pending = {pool.submit(_compute, run): key for key, run in missing.items()}
-        for future in as_completed(pending):
+        for future in _until_interrupted(as_completed(pending), pool):
             arm, seed = pending[future]
             try:
                 future.result()
             except BrokenProcessPool:
-                failures.append(f"{arm}, seed {seed}: its worker died (memory?); start again to continue it")
+                failures.append(f"{arm}, seed {seed}: a worker died (memory?); start again to continue")
             except (RuntimeError, ValueError, ArithmeticError, OSError) as error:
                 failures.append(f"{arm}, seed {seed}: {error}")
             bar.update()
     if failures:
         raise StudyError("\n".join(failures))
+
+
+def _until_interrupted(futures: Iterable[Future], pool: ProcessPoolExecutor) -> Iterator[Future]:
+    try:
+        yield from futures
+    except KeyboardInterrupt:  # end the workers too; their runs continue from their checkpoints
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in active_children():
+            worker.kill()
+        raise
 
 
 def cpu_cores() -> int:
@@ -168,7 +189,7 @@ def epochs(histories: dict[tuple[str, int], trainer.History]) -> pd.DataFrame:
 def summary(histories: dict[tuple[str, int], trainer.History]) -> pd.DataFrame:
     """The arms as they ran: a row each, with the resolved optimiser state of the last step (seed 0), median speed."""
     rows = []
-    for arm in dict.fromkeys(arm for arm, _ in histories):
+    for arm in arms(histories):
         infos = [history.info for (a, _), history in histories.items() if a == arm]
         info, optimiser = infos[0], infos[0]["optimiser"]
         rows.append(
@@ -181,8 +202,20 @@ def summary(histories: dict[tuple[str, int], trainer.History]) -> pd.DataFrame:
                 "last lr": f"{optimiser['lr']:.2g}",
                 "last betas": ", ".join(f"{beta:.3g}" for beta in optimiser["betas"]),
                 "decay": f"{optimiser['weight_decay']:g}",
-                "precision": info["precision"],
+                "precision": ", ".join(sorted({i["precision"] for i in infos})),
                 "samples/s": pd.Series([i["samples_per_second"] for i in infos]).median(),
             }
         )
     return pd.DataFrame(rows)
+
+
+def arms(histories: dict[tuple[str, int], trainer.History]) -> list[str]:
+    """The arms, in the study's order."""
+    return list(dict.fromkeys(arm for arm, _ in histories))
+
+
+def provenance(histories: dict[tuple[str, int], trainer.History]) -> dict[str, str]:
+    """What a table of these runs rests on: digests of the data, and of each run's configuration and code."""
+    data = ", ".join(sorted({history.info["data"] for history in histories.values()}))
+    runs = {f"{a}, seed {s}": f"{h.info['config_digest']}, code {h.info['code']}" for (a, s), h in histories.items()}
+    return {"data": data} | runs

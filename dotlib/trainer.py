@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
@@ -22,6 +23,7 @@ from .data import dataset
 from .evaluation import judge, network, predict, trained
 
 STEP = ("loss", "gradient_norm")  # what every step leaves on the device
+STREAM = 3  # of random numbers, for the order; phantoms have 1, splits 2
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def precision(wanted: str, on: str) -> torch.dtype:
 
 def order(n: int, seed: int, epoch: int) -> Tensor:
     """The order in which an epoch visits `n` phantoms: a function of (seed, epoch), the same for every arm."""
-    return torch.from_numpy(np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n))
+    return torch.from_numpy(np.random.default_rng([STREAM, seed, epoch]).permutation(n))
 
 
 def fit(config: Config, folder: Path, on: str | None = None, report: Callable[[dict], None] | None = None) -> History:
@@ -69,6 +71,8 @@ def fit(config: Config, folder: Path, on: str | None = None, report: Callable[[d
     on = on or device()
     folder.mkdir(parents=True, exist_ok=True)
     data, dtype = dataset.load(config.data), precision(config.training.precision, on)
+    if on == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     train = data.volumes("train", on, torch.float16)
     validation, tissue = data.volumes("validation", on, torch.float16), data.tissue("validation", on)
     model = network(config, *dataset.standard(train)).to(on, memory_format=torch.channels_last_3d)
@@ -101,7 +105,7 @@ def fit(config: Config, folder: Path, on: str | None = None, report: Callable[[d
             if config.optim.schedule == "onecycle":
                 schedule.step()
             log[i, 0], log[i, 1] = loss.detach(), norm
-        log = log.cpu()  # the epoch's only synchronisation
+        log = log.cpu()  # the steps themselves wait for nothing
         if not log.isfinite().all():
             bad = int((~log.isfinite().all(1)).nonzero()[0])
             raise _not_finite(folder, epoch, f"step {bad}: loss {log[bad, 0]:g}, gradient norm {log[bad, 1]:g}")
@@ -127,7 +131,7 @@ def fit(config: Config, folder: Path, on: str | None = None, report: Callable[[d
     ]
     table = pd.concat(tables, ignore_index=True)
     columns = [*STEP, "lr", "beta1"]
-    info = _info(config, data, model, opt, on, dtype) | {"samples_seen": per_epoch * batch * len(epochs)}
+    info = _info(config, data, model, opt, epochs[-1], on, dtype) | {"samples_seen": per_epoch * batch * len(epochs)}
     info["samples_per_second"] = info["samples_seen"] / sum(row["seconds"] for row in epochs)
     return History(pd.DataFrame(epochs), pd.DataFrame(steps, columns=columns), table, info)
 
@@ -158,6 +162,12 @@ def _resume(path: Path, run: dict, config: Config, on: str) -> dict[str, list]:
     return {"epochs": state["epochs"], "steps": state["steps"]}
 
 
+def code_digest() -> str:
+    """Hash of the package's sources, recorded with each run."""
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+
+
 def _progress(folder: Path, row: dict, config: Config, samples: int) -> None:
     rate = samples / row["seconds"]
     left = (config.training.epochs - row["epoch"] - 1) * row["seconds"]
@@ -170,19 +180,23 @@ def _progress(folder: Path, row: dict, config: Config, samples: int) -> None:
     checkpoint.write(folder / "progress.json", json.dumps(line).encode())
 
 
-def _info(config: Config, data: dataset.Dataset, model: nn.Module, opt, on: str, dtype: torch.dtype) -> dict:
+def _info(
+    config: Config, data: dataset.Dataset, model: nn.Module, opt, last: dict, on: str, dtype: torch.dtype
+) -> dict:
     group = opt.param_groups[0]
+    # those of the last step that was taken: the schedule has already moved on
+    resolved = {"lr": last["lr"], "betas": (last["beta1"], group["betas"][1]), "weight_decay": group["weight_decay"]}
     return {
         "config": config.model_dump(mode="json"),
         "config_digest": config.digest(),
         "data": data.digest,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "optimiser": {k: group[k] for k in ("lr", "betas", "weight_decay")} | {"class": type(opt).__name__},
+        "optimiser": resolved | {"class": type(opt).__name__},
         "precision": str(dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name() if on == "cuda" else platform.processor() or platform.machine(),
-        "memory_mb": torch.cuda.max_memory_allocated() / 2**20
-        if on == "cuda"
-        else psutil.Process().memory_info().rss / 2**20,
+        "code": code_digest(),
+        "gpu_peak_mb": torch.cuda.max_memory_allocated() / 2**20 if on == "cuda" else 0.0,
+        "resident_mb": psutil.Process().memory_info().rss / 2**20,
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
     }

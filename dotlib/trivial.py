@@ -7,9 +7,10 @@ from torch import Tensor
 
 from . import metrics, stats
 from .data import phantoms
+from .data.phantoms import FAMILIES
 
 CHUNK = 16
-MEAN_TISSUE = (0.005, 0.98)  # mm^-1, middle of the healthy ranges
+MEAN_TISSUE = tuple(sum(bounds) / 2 for bounds in (FAMILIES["default"].mua, FAMILIES["default"].musp))  # mm^-1
 
 # the earlier work's roadmap: legacy RMSE (mm^-1), SSIM, PSNR (dB), each from worst to best
 ROADMAP = {
@@ -71,15 +72,12 @@ def scores(pred: Tensor, truth: Tensor, regions: metrics.Regions) -> dict[str, n
         "ssim": metrics.ssim(pred, truth, regions.tissue, metrics.RANGES),
         "background_noise": metrics.background_noise(pred, truth, regions.background),
     }
-    out = {f"legacy_{k}": f(pred, truth) for k, f in _LEGACY.items()}
+    out = {"legacy_rmse": metrics.legacy_rmse(pred, truth), "legacy_ssim": metrics.legacy_ssim(pred, truth)}
     out["legacy_mua_rmse"] = (pred - truth)[:, 0].square().mean((1, 2, 3)).sqrt()
     out["legacy_musp_rmse"] = (pred - truth)[:, 1].square().mean((1, 2, 3)).sqrt()
     for name, value in by_channel.items():
         out |= {f"{name}_mua": value[:, 0], f"{name}_musp": value[:, 1]}
     return {name: value.double().numpy() for name, value in out.items()}
-
-
-_LEGACY = {"rmse": metrics.legacy_rmse, "psnr": metrics.legacy_psnr, "ssim": metrics.legacy_ssim}
 
 
 def family(name: str, n: int, grid: int, seed: int) -> pd.DataFrame:
@@ -89,13 +87,44 @@ def family(name: str, n: int, grid: int, seed: int) -> pd.DataFrame:
 
 
 def summary(scores: pd.DataFrame, columns: dict[str, str], rng: np.random.Generator) -> pd.DataFrame:
-    """Mean over phantoms with its 95 % BCa interval, as text, per family and predictor; and n."""
+    """Mean over phantoms with its 95 % BCa interval, as text, per family and predictor; and n.
+
+    `legacy_rmse` is pooled (root mean square), and `legacy_psnr` is computed from it.
+    """
     rows = []
     for (name, predictor), part in scores.groupby(["family", "predictor"], sort=False):
         row = {"family": name, "predictor": predictor}
         for column, label in columns.items():
-            row[label] = interval_text(stats.phantom_interval(part[column].to_numpy(), rng))
+            if column in ("legacy_rmse", "legacy_psnr"):
+                interval = stats.phantom_interval(part["legacy_rmse"].to_numpy(), rng, pooled)
+                interval = psnr(interval) if column == "legacy_psnr" else interval
+            else:
+                interval = stats.phantom_interval(part[column].to_numpy(), rng)
+            row[label] = interval_text(interval)
         rows.append(row | {"n": len(part)})
+    return pd.DataFrame(rows)
+
+
+def pooled(rmse: np.ndarray, axis: int = -1) -> np.ndarray:
+    """RMSE over all phantoms together."""
+    return np.sqrt(np.mean(np.square(rmse), axis=axis))
+
+
+def psnr(rmse: stats.Interval) -> stats.Interval:
+    """The PSNR, dB, that an RMSE implies at data range 1."""
+    value, high, low = (float(-20 * np.log10(x)) for x in rmse[:3])
+    return stats.Interval(value, low, high, rmse.n)
+
+
+def beside_reported(scores: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """Where the earlier baseline's RMSE lies beside the 95 % interval of each tumour-free ellipsoid."""
+    reported, rows = ROADMAP["baseline"][0][0], []
+    for (name, predictor), part in scores.groupby(["family", "predictor"], sort=False):
+        if predictor.startswith("ellipsoid"):
+            interval = stats.phantom_interval(part["legacy_rmse"].to_numpy(), rng, pooled)
+            place = "below" if reported < interval.low else "above" if reported > interval.high else "inside"
+            row = {"family": name, "predictor": predictor, "pooled RMSE": interval_text(interval)}
+            rows.append(row | {f"reported {reported} lies": place, "n": len(part)})
     return pd.DataFrame(rows)
 
 
@@ -130,10 +159,10 @@ def _range(values, digits: int) -> str:
 
 
 def aliasing(ellipsoids: np.ndarray, grids: tuple[int, ...]) -> pd.DataFrame:
-    """What hard voxels cost: legacy RMSE between two correct descriptions of the same phantoms, per grid.
+    """What hard voxels cost: pooled legacy RMSE between two correct descriptions of the same phantoms, per grid.
 
-    Hard voxels against volume fractions; and hard voxels against those of the same phantom moved by a third of a voxel
-    along each axis, an equally valid placement.
+    Hard voxels against volume fractions; and each against itself for the phantom moved by a third of a voxel along each
+    axis, where what fractions show is the movement and what hard voxels show beyond it is aliasing.
     """
     rows = []
     for grid in grids:
@@ -141,9 +170,12 @@ def aliasing(ellipsoids: np.ndarray, grids: tuple[int, ...]) -> pd.DataFrame:
         moved = ellipsoids.copy()
         moved[:, :, phantoms.CENTRE] += phantoms.CUBE / grid / 3
         row = {"grid": f"{grid}^3", "voxel, mm": phantoms.CUBE / grid}
-        row["hard against fractions"] = metrics.legacy_rmse(hard, smooth).mean().item()
-        row["hard against hard, moved by a third of a voxel"] = (
-            metrics.legacy_rmse(hard, phantoms.hard(moved, grid)).mean().item()
-        )
+        pairs = {
+            "hard against fractions": (hard, smooth),
+            "hard against hard, moved": (hard, phantoms.hard(moved, grid)),
+            "fractions against fractions, moved": (smooth, phantoms.rasterise(moved, grid)),
+        }
+        for name, pair in pairs.items():
+            row[name] = float(pooled(metrics.legacy_rmse(*pair).numpy()))
         rows.append(row | {"n": len(ellipsoids)})
     return pd.DataFrame(rows)

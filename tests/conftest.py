@@ -1,5 +1,6 @@
-"""What the tests share: which marked tests can run here."""
+"""What the tests share: which marked tests can run here, and processes that may be killed."""
 
+import multiprocessing
 import shutil
 
 import pytest
@@ -23,3 +24,11 @@ def pytest_runtest_setup(item):
 
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device on this machine")
+
+
+@pytest.fixture(scope="session")
+def mortal():
+    """Starts processes that a test kills; torch is imported once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dotlib.study"])
+    return context.Process

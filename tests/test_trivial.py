@@ -26,7 +26,6 @@ def test_all_zeros_score_a_legacy_ssim_of_seven_tenths(scored):
 def test_all_zeros_are_wrong_by_all_of_the_truth(scored):
     zeros = scored.get_group("all zeros")
     np.testing.assert_allclose(zeros[["nrmse_mua", "nrmse_musp"]], 1, rtol=1e-6)
-    np.testing.assert_allclose(zeros["legacy_psnr"], -20 * np.log10(zeros["legacy_rmse"]))
 
 
 def test_own_background_has_no_background_noise(scored):
@@ -84,9 +83,9 @@ def test_targets_contradict_themselves():
 
 
 def test_aliasing_shrinks_with_the_voxel():
-    tables = phantoms.sample("default", 3, 0)
+    tables = phantoms.sample("default", 12, 0)
     found = trivial.aliasing(tables, (16, 32, 64))
-    for column in ("hard against fractions", "hard against hard, moved by a third of a voxel"):
+    for column in ("hard against fractions", "hard against hard, moved"):
         ratio = found[column].to_numpy()[:-1] / found[column].to_numpy()[1:]
         # the error is O(1) in the voxels on a surface, a share ~ voxel: its root goes as the root of the voxel
         assert (np.abs(ratio - 2**0.5) < 0.15).all(), column

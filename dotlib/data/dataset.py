@@ -35,6 +35,12 @@ class Dataset:
         """Anti-aliased volumes of one part, (P, 2, D, H, W), mm^-1; 5,000 of 64^3 in float16 take 5.2 GB."""
         return phantoms.rasterise(self.part(name), self.grid, device, dtype)
 
+    def mean(self, name: str) -> torch.Tensor:
+        """Mean volume of one part, (2, D, H, W), mm^-1."""
+        tables = self.part(name)
+        chunks = (phantoms.rasterise(tables[i : i + 64], self.grid).sum(0) for i in range(0, len(tables), 64))
+        return sum(chunks) / len(tables)
+
     def tissue(self, name: str, device="cpu") -> torch.Tensor:
         """Tissue masks of one part, (P, D, H, W) bool."""
         return phantoms.labels(self.part(name), self.grid, device) > 0

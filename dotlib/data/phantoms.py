@@ -21,6 +21,7 @@ ROWS, COLUMNS = 6, 13
 CENTRE, AXES, QUATERNION, EXPONENT, MUA, MUSP = slice(0, 3), slice(3, 6), slice(6, 10), 10, 11, 12
 EMBEDDED = 0.8  # the least share of an inclusion's volume that lies inside the tissue
 MAX_DRAWS = 1000
+STREAM = 1  # of random numbers; splits have 2, the order of training 3
 
 Range = tuple[float, float]
 
@@ -61,15 +62,15 @@ FAMILIES = {
 def sample(family: str, n: int, seed: int, first: int = 0) -> np.ndarray:
     """Draw phantoms `first` ... `first + n - 1` of a family as ellipsoid tables, `(n, 6, 13)` float32.
 
-    Each phantom has its own Philox stream, keyed by (seed, index): phantom i is the same however many are drawn.
-    Inclusions' centres are uniform in the tissue ellipsoid (in the family's range of radii; drawn out along the rays
-    where the exponent is not 2) and redrawn until at least 80 % of the volume is inside. Raises ValueError for an
+    Each phantom has its own stream of random numbers, seeded by (seed, index): phantom i is the same however many are
+    drawn. Inclusions' centres are uniform in the tissue ellipsoid (in the family's range of radii; drawn out along the
+    rays where the exponent is not 2) and redrawn until at least 80 % of the volume is inside. Raises ValueError for an
     unknown family, and for a phantom whose inclusion finds no place in 1,000 draws.
     """
     if family not in FAMILIES:
         raise ValueError(f"phantoms: unknown family {family!r}; accepted: {', '.join(FAMILIES)}")
     f = FAMILIES[family]
-    streams = [np.random.Generator(np.random.Philox(key=[seed, i])) for i in range(first, first + n)]
+    streams = [np.random.default_rng([STREAM, seed, i]) for i in range(first, first + n)]
     u = np.stack([g.random((ROWS, 8)) for g in streams]) if n else np.zeros((0, ROWS, 8))
     q = np.stack([g.standard_normal((ROWS, 4)) for g in streams]) if n else np.zeros((0, ROWS, 4))
     table = np.full((n, ROWS, COLUMNS), np.nan)
@@ -197,7 +198,7 @@ def _parts(rows: np.ndarray, grid: int, device) -> Iterator[tuple[tuple[slice, .
     """Per ellipsoid of one phantom: its window of voxels, and the volume fraction of each voxel there.
 
     With f = |x/a| (1 on the surface) the fraction falls linearly, over one voxel, in (f^3 - 1) / (3 |grad f|): to first
-    order the signed distance; and since r^2 dr = d(f^3)/3 along every ray, the sum keeps the ellipsoid's volume
+    order the signed distance; and since r^2 dr = d(f^3)/3 along every ray, its integral is the ellipsoid's volume
     exactly. A ramp one voxel wide has the variance of the voxel's box in every direction.
     """
     voxel = CUBE / grid

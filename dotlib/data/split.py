@@ -4,11 +4,12 @@ import hashlib
 
 import numpy as np
 
-from .phantoms import AXES, MUA, MUSP
+from .phantoms import AXES, FAMILIES, MUA, MUSP
 
 NAMES = ("train", "validation", "test")
+STREAM = 2  # of random numbers; phantoms have 1
 SIZE_EDGES = (0.0, 9.5, 11.5)  # mm, equivalent radius of the largest inclusion; none is a stratum of its own
-MUA_EDGE, MUSP_EDGE = 0.005, 0.98  # mm^-1, middle of the healthy ranges
+MUA_EDGE, MUSP_EDGE = (sum(bounds) / 2 for bounds in (FAMILIES["default"].mua, FAMILIES["default"].musp))
 
 
 def strata(ellipsoids: np.ndarray) -> np.ndarray:
@@ -22,14 +23,14 @@ def split(stratum: np.ndarray, fractions: tuple[int, int, int], seed: int) -> np
     """Label each phantom 0 train, 1 validation or 2 test, `(P,)` int8.
 
     Phantoms are taken in order, and each joins the set that lacks most: its deficit within the stratum plus that over
-    all phantoms, threefold, so that the sets come out in their exact sizes; ties are broken by a seeded draw. So the
+    all phantoms, threefold, so that the sets come out in their exact sizes, plus a small seeded draw. So the
     sets keep the strata's proportions, and appended phantoms change no label (sequential allocation by minimisation,
     Pocock & Simon 1975).
     """
     share = np.array(fractions) / sum(fractions)
     in_stratum: dict[int, np.ndarray] = {}
     overall = np.zeros(3)
-    jitter = np.random.Generator(np.random.Philox(key=[seed, 2**63])).random((len(stratum), 3))
+    jitter = np.random.default_rng([STREAM, seed]).random((len(stratum), 3))
     out = np.empty(len(stratum), dtype=np.int8)
     for i, s in enumerate(stratum):
         own = in_stratum.setdefault(int(s), np.zeros(3))

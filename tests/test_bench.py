@@ -1,0 +1,88 @@
+"""Benchmarks: what they print, and that a baseline does the same work."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dotlib import __main__ as command
+from dotlib import bench, config
+from dotlib.data import phantoms
+
+KEYS = {"name", "value", "unit", "baseline", "ratio", "n", "machine"}
+
+
+def not_json(constant):
+    raise AssertionError(f"{constant} is not JSON")
+
+
+def rows_of(part, capsys):
+    assert command.main(["bench", part, "--json", "--profile", "smoke"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return [json.loads(line, parse_constant=not_json) for line in out.splitlines()]
+
+
+def assert_rows(rows, outside=()):
+    """Each baseline is a row of the same call, or one of those measured beside it; ratios are those of the values."""
+    values = {row["name"]: row["value"] for row in rows}
+    for row in rows:
+        assert set(row) == KEYS
+        assert row["value"] > 0 and row["n"] >= 3 and row["unit"].endswith("/s")
+        assert torch.__version__ in row["machine"]
+        if row["baseline"] in values:
+            assert row["ratio"] == pytest.approx(row["value"] / values[row["baseline"]])
+        else:
+            assert row["baseline"] in outside or (row["baseline"], row["ratio"]) == ("", None)
+    assert any(row["ratio"] for row in rows)
+
+
+def test_phantoms_prints_a_json_object_a_line(capsys):
+    rows = rows_of("phantoms", capsys)
+    assert_rows(rows)
+    assert {"sample", "rasterise 16^3", "rasterise 64^3"} <= {row["name"] for row in rows}
+
+
+@pytest.mark.slow
+def test_training_prints_a_json_object_a_line(capsys):
+    rows = rows_of("training", capsys)
+    assert_rows(rows, outside=("a 2048^3 matrix product",))
+    shares = [row["ratio"] for row in rows if row["unit"] == "GFLOP/s"]
+    assert shares and all(0 < share < 1.1 for share in shares)
+
+
+def test_table_names_the_machine_and_leaves_missing_ratios_empty(capsys, monkeypatch):
+    rows = [bench._row("slow", 2.0, "runs/s"), bench._row("fast", 6.0, "runs/s", "slow", 2.0)]
+    monkeypatch.setitem(bench.PARTS, "part", lambda profile: rows)
+    bench.run("part", config.profile("smoke"))
+    title, head, slow, fast = capsys.readouterr().out.splitlines()
+    assert title.startswith("part: ") and torch.__version__ in title
+    assert head.split() == ["name", "value", "unit", "baseline", "ratio", "n"]
+    assert slow.split() == ["slow", "2", "runs/s", "5"] and fast.split() == ["fast", "6", "runs/s", "slow", "3", "5"]
+
+
+def test_unknown_part_is_one_line():
+    with pytest.raises(config.ConfigError, match=r"^unknown benchmark 'sleep'; accepted: phantoms, training$"):
+        bench.run("sleep", config.profile("smoke"))
+
+
+def test_rate_is_that_of_the_median_after_a_warm_up(monkeypatch):
+    now, costs = 0.0, iter([100.0, 1.0, 9.0, 2.0])
+
+    def work():
+        nonlocal now
+        now += next(costs)
+
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: now)
+    assert bench._rate(work, 10, repeats=3) == 10 / 2
+
+
+@pytest.mark.parametrize("family", ["default", "none", "many"])
+def test_plain_rasteriser_makes_the_same_volume(family):
+    """What the window is measured against computes the same thing."""
+    tables = phantoms.sample(family, 3, 5)
+    fast = phantoms.rasterise(tables, 16)
+    for table, expected in zip(tables, fast, strict=True):
+        found = bench.rasterise_everywhere(table, 16)
+        np.testing.assert_allclose(found, expected, atol=1e-5)

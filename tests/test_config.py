@@ -1,0 +1,273 @@
+"""Configuration: frozen, refused in one line, and named by what differs from its defaults."""
+
+import json
+import math
+import os
+import typing
+from pathlib import Path
+
+import pydantic
+import pytest
+
+from dotlib import config
+from dotlib.config import ADAM, ARMS, ONECYCLE, PROFILES, STUDIES, Config, ConfigError, Frozen, Optim
+
+BASE = config.arm("stage1-onecycle", "smoke")
+
+
+def leaves(model, prefix=""):
+    """Every field of a tree of models that is no model itself: dotted name, value, annotation."""
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if isinstance(value, pydantic.BaseModel):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value, field.annotation
+
+
+def other(value, annotation):
+    """A legal value of the field beside the one that it has, or None where there is but one."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return next((choice for choice in typing.get_args(annotation) if choice != value), None)
+    if isinstance(value, tuple):
+        return (other(value[0], None), *value[1:])
+    if value is None:
+        return 2
+    return value + 1 if isinstance(value, int) else value / 2
+
+
+CHANGES = {path: other(value, annotation) for path, value, annotation in leaves(BASE)}
+CHANGES = {path: value for path, value in CHANGES.items() if value is not None}
+
+
+def fault(*arguments, of=config.replace):
+    """The one line in which a call is refused."""
+    with pytest.raises(ConfigError) as error:
+        of(*arguments)
+    line = str(error.value)
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize(("model", "field"), [(BASE, "seed"), (BASE.optim, "lr"), (ADAM, "lr"), (BASE.data, "grid")])
+def test_config_is_frozen(model, field):
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        setattr(model, field, getattr(model, field))
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"optim.lr": -1.0}, ("optim.lr", "-1.0", "greater than 0")),
+        ({"optim.lr": 0}, ("optim.lr", "greater than 0")),
+        ({"optim.lr": math.nan}, ("optim.lr", "nan")),
+        ({"optim.lr": math.inf}, ("optim.lr", "inf", "finite")),
+        ({"optim.lr": "fast"}, ("optim.lr", "'fast'", "number")),
+        ({"optim.warmup": 1.0}, ("optim.warmup", "less than 1")),
+        ({"optim.betas": (0.9, 1.0)}, ("optim.betas.1", "less than 1")),
+        ({"optim.momentum": (-0.1, 0.9)}, ("optim.momentum.0", "greater than or equal to 0")),
+        ({"optim.plateau": (1.0, 5)}, ("optim.plateau.0", "less than 1")),
+        ({"optim.momentum": "cycled"}, ("optim.momentum", "'cycled'", "tuple")),
+        ({"optim.name": "sgd"}, ("optim.name", "'sgd'", "'adam' or 'adamw'")),
+        ({"optim.schedule": "cosine"}, ("optim.schedule", "'plateau', 'onecycle' or 'constant'")),
+        ({"optim": 3}, ("optim = 3", "Optim")),
+        ({"optim": {**ADAM.model_dump(), "rate": 1}}, ("optim.rate", "accepted: name, lr, betas")),
+        ({"optim.rate": 1}, ("optim.rate", "accepted: name, lr, betas")),
+        ({"optim.lr.x": 1}, ("optim.lr.x", "accepted")),
+        ({"optimiser.lr": 1}, ("optimiser.lr", "accepted: task, data, model")),
+        ({"rate": 1}, ("rate", "accepted: task, data, model")),
+        ({"seed": -1}, ("seed = -1", "greater than or equal to 0")),
+        ({"seed": 0.5}, ("seed = 0.5", "integer")),
+        ({"data.grid": 17}, ("data.grid", "16, 32 or 64")),
+        ({"data.phantoms": 0}, ("data.phantoms", "greater than 0")),
+        ({"data.family": "huge"}, ("data.family", "'huge'", "'default', 'small'")),
+        ({"data.fractions": (4, 1, 0)}, ("data.fractions.2", "greater than")),
+        ({"data.fractions": (4, -1, 1)}, ("data.fractions.1", "greater than")),
+        ({"data.fractions": (4, 1)}, ("data.fractions", "missing")),
+        ({"model.name": "unet"}, ("model.name", "'legacy' or 'stage1'")),
+        ({"training.batch": 17}, ("training.batch 17", "16 training phantoms")),
+        ({"training.patience": 0}, ("training.patience", "greater than 0")),
+        ({"loss": "mae"}, ("loss = 'mae'", "'rmse'")),
+    ],
+)
+def test_replace_refuses_in_one_line(changes, parts):
+    line = fault(BASE, changes)
+    assert all(part in line for part in parts), line
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "wrong", "accepted"),
+    [
+        (config.arm, ("legacy-sgd", "smoke"), "legacy-sgd", ARMS),
+        (config.arm, ("legacy-adam", "large"), "large", PROFILES),
+        (config.profile, ("large",), "large", PROFILES),
+        (config.named, ("study", STUDIES, "4.9"), "4.9", STUDIES),
+    ],
+)
+def test_unknown_name_is_one_line(call, arguments, wrong, accepted):
+    line = fault(*arguments, of=call)
+    assert repr(wrong) in line and all(name in line for name in accepted)
+
+
+def test_every_fault_has_its_line():
+    values = BASE.model_dump() | {"seed": -1, "loss": "mae"}
+    del values["data"]["grid"]
+    with pytest.raises(ConfigError) as error:
+        config.validate(Config, values)
+    assert [line.split(":")[1].split()[0] for line in str(error.value).splitlines()] == ["data.grid", "loss", "seed"]
+
+
+def test_replace_leaves_the_base_untouched():
+    before = BASE.model_dump_json()
+    changed = config.replace(BASE, {"optim": ADAM, "data.seed": 7})
+    assert BASE.model_dump_json() == before
+    assert (changed.optim, changed.data.seed) == (ADAM, 7)
+    assert changed.model_dump(exclude={"optim", "data"}) == BASE.model_dump(exclude={"optim", "data"})
+
+
+@pytest.mark.parametrize("size", PROFILES)
+def test_arms_differ_in_what_they_name_only(size):
+    """Same data, training and seed for every arm of a profile: the comparison is paired."""
+    for name, arm in ARMS.items():
+        built, base = config.arm(name, size, 3), PROFILES[size].base
+        network, optimiser = name.split("-")
+        assert built.seed == 3
+        assert built.optim == {"adam": ADAM, "onecycle": ONECYCLE}[optimiser]
+        assert (built.model.name, built.model.width, built.model.code) == (network, base.model.width, base.model.code)
+        same = {"task", "data", "loss", "training"}
+        assert built.model_dump(include=same) == base.model_dump(include=same)
+        assert arm.source
+    assert {arm for arms in STUDIES.values() for arm in arms} <= set(ARMS)
+
+
+def test_optimisers_hold_the_published_numbers():
+    """The earlier work's baseline and its revision, and the size at which both are compared."""
+    assert (ADAM.name, ADAM.schedule) == ("adam", "plateau")
+    assert (ADAM.lr, ADAM.weight_decay, ADAM.clip) == (5e-5, 1e-4, 1.0)
+    assert (ONECYCLE.name, ONECYCLE.schedule) == ("adamw", "onecycle")
+    assert (ONECYCLE.lr, ONECYCLE.weight_decay, ONECYCLE.clip) == (3e-3, 1e-4, 1.0)
+    assert (ONECYCLE.betas, ONECYCLE.momentum) == ((0.9, 0.95), (0.85, 0.95))
+    assert (ONECYCLE.warmup, ONECYCLE.div, ONECYCLE.final_div) == (0.2, 25, 1e4)
+    full = PROFILES["full"].base
+    assert (full.data.phantoms, full.data.grid, full.training.batch, full.model.width) == (5000, 64, 32, 16)
+    assert [f / sum(full.data.fractions) for f in full.data.fractions] == [0.7, 0.15, 0.15]
+
+
+@pytest.mark.parametrize("size", PROFILES)
+def test_default_fields_are_no_part_of_the_digest(size):
+    """A field that is added later, at its default, renames no run."""
+
+    class LaterOptim(Optim):
+        nesterov: bool = False
+
+    class Later(Config):
+        optim: LaterOptim
+        ema: float | None = None
+
+    base = config.arm("stage1-onecycle", size, 1)
+    values = base.model_dump()
+    assert Later.model_validate(values).digest() == base.digest()
+    assert Later.model_validate(values | {"ema": 0.9}).digest() != base.digest()
+    values["optim"]["nesterov"] = True
+    assert Later.model_validate(values).digest() != base.digest()
+
+
+def test_digest_changes_with_every_field():
+    assert {"data.fractions", "optim.betas", "optim.clip", "training.patience", "seed"} <= set(CHANGES)
+    digests = {config.replace(BASE, {path: value}).digest() for path, value in CHANGES.items()}
+    assert len(digests | {BASE.digest()}) == len(CHANGES) + 1
+
+
+def test_digest_is_that_of_the_values():
+    """Neither the order of the fields nor the way in which they were given is part of the name."""
+    again = json.loads(BASE.model_dump_json())
+    backwards = {key: again[key] for key in reversed(again)}
+    backwards["optim"] = {key: again["optim"][key] for key in reversed(again["optim"])}
+    assert Config.model_validate(backwards).digest() == BASE.digest()
+
+
+class Chapter(config.Parameters):
+    """A notebook's parameters with one of its own."""
+
+    noise: float = 0.01
+
+
+def read(**names):
+    return config.parameters(Chapter, {"profile": "smoke", "seeds": 2, **names})
+
+
+def test_parameters_are_the_public_names_of_plain_data():
+    def helper():
+        return 3
+
+    others = {"os": os, "Path": Path, "Chapter": Chapter, "here": Path(), "helper": helper, "base": BASE}
+    assert read(noise=0.1, _hidden=1, __name__="__main__", **others) == Chapter(profile="smoke", seeds=2, noise=0.1)
+
+
+def test_parameters_ignore_the_names_of_ipython(tmp_path, monkeypatch):
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config as Settings
+
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    shell = InteractiveShell(config=Settings({"HistoryManager": {"enabled": False}}))
+    shell.run_cell("import os; profile: str = 'smoke'; seeds: int = 2; 1", store_history=True)
+    assert {"In", "Out", "get_ipython"} < set(shell.user_ns)
+    assert config.parameters(config.Parameters, shell.user_ns) == config.Parameters(profile="smoke", seeds=2)
+
+
+def test_parameters_of_a_cell_run_again_are_the_same():
+    """What later cells have bound in between is none; a parameter that was changed in between is."""
+    namespace = {"profile": "smoke", "seeds": 2, "noise": 0.1}
+    config.parameters(Chapter, namespace)
+    namespace |= {"table": [1], "count": 3, "noise": 0.2}
+    assert config.parameters(Chapter, namespace).noise == 0.2
+
+
+@pytest.mark.parametrize("value", [0.1, 2, True, "deep", None, [1], (1,), {"a": 1}])
+def test_parameters_refuse_a_misspelt_name(value):
+    line = fault(Chapter, {"profile": "smoke", "seeds": 2, "nosie": value}, of=config.parameters)
+    assert "nosie" in line and "accepted: profile, seeds, noise" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "part"), [({"profile": "large"}, "'smoke', 'quick' or 'full'"), ({"seeds": -1}, "seeds")]
+)
+def test_parameters_refuse_a_wrong_value(given, part):
+    assert part in fault(Chapter, {"profile": "smoke", "seeds": 2, **given}, of=config.parameters)
+
+
+@pytest.mark.parametrize(("environment", "expected"), [("smoke", "smoke"), ("", "quick"), (None, "quick")])
+def test_empty_profile_is_the_environments(monkeypatch, environment, expected):
+    monkeypatch.delenv("DOTLIB_PROFILE", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("DOTLIB_PROFILE", environment)
+    assert read(profile="").profile == expected
+    assert read(profile="full").profile == "full"
+
+
+def test_empty_profile_of_a_wrong_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("DOTLIB_PROFILE", "large")
+    assert "large" in fault(Chapter, {"profile": "", "seeds": 0}, of=config.parameters)
+
+
+def test_seeds_fall_back_to_the_profiles():
+    assert read(seeds=0).n_seeds == PROFILES["smoke"].seeds
+    assert read(seeds=5).n_seeds == 5
+
+
+def test_parameters_are_frozen():
+    assert issubclass(config.Parameters, Frozen)
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        read().seeds = 3
+
+
+def test_root_is_the_nearest_project_upwards(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    inner = tmp_path / "notebooks" / "deep"
+    (inner / "notebooks").mkdir(parents=True)
+    (inner.parent / "pyproject.toml").touch()  # one without the other is no project
+    monkeypatch.chdir(inner)
+    assert config.root() == tmp_path
+    (tmp_path / "pyproject.toml").unlink()
+    assert str(inner) in fault(of=config.root)

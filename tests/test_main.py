@@ -1,0 +1,149 @@
+"""The command line: what it accepts, what it says, and its exit codes."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dotlib import __main__ as command
+from dotlib import bench, config, study, workbook
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("study", "status", "workbook", "bench")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty project, and a folder inside it to work in."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    return tmp_path
+
+
+def refused(capsys, code, *arguments):
+    """The one line on standard error of a command that ends with that exit code."""
+    assert command.main([*arguments]) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("dotlib: ") and err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("study 4.9", ("unknown study '4.9'", "4.2-baseline")),
+        ("status 4.9", ("unknown study '4.9'", "4.2-baseline")),
+        ("study 4.2-baseline --profile large", ("unknown profile 'large'", "smoke, quick, full")),
+        ("status 4.2-baseline --profile large --seeds 1", ("unknown profile 'large'", "smoke, quick, full")),
+        ("study 4.2-baseline --profile smoke --seeds -1", ("--seeds -1", "positive")),
+        ("workbook --profile large", ("unknown profile 'large'", "smoke, quick, full")),
+        ("workbook --profile smoke", ("notebooks", "no notebook")),
+        ("workbook --profile smoke --notebook none.ipynb", ("none.ipynb", "no notebook")),
+        ("workbook --profile smoke -p seeds [", ("--parameter",)),
+        ("bench sleep", ("unknown benchmark 'sleep'", "phantoms, training")),
+        ("bench phantoms --profile large", ("unknown profile 'large'", "smoke, quick, full")),
+    ],
+)
+def test_bad_input_is_one_line(project, capsys, line, parts):
+    err = refused(capsys, 2, *line.split())
+    assert all(part in err for part in parts), err
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize("line", ["study 4.2-baseline", "status 4.2-baseline", "workbook --profile smoke"])
+def test_outside_the_project_is_one_line(tmp_path, monkeypatch, capsys, line):
+    monkeypatch.chdir(tmp_path)
+    assert "not inside the project" in refused(capsys, 2, *line.split())
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("line", ["", "simulate", "study", "bench", "status x --seeds many", "study x --on mars"])
+def test_wrong_usage_ends_with_2(capsys, line):
+    with pytest.raises(SystemExit) as end:
+        command.main(line.split())
+    assert end.value.code == 2
+    assert "dotlib" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_an_example_that_is_accepted(capsys, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as end:
+        command.main([name, "--help"])
+    assert end.value.code == 0
+    program, *example = shlex.split(re.search(r"example: (.*)", capsys.readouterr().out)[1])
+    assert program == "dotlib" and example[0] == name
+    given = command._parser().parse_args(example)
+    assert given.profile in config.PROFILES
+    assert getattr(given, "study", "4.2-baseline") in config.STUDIES
+    assert getattr(given, "part", "phantoms") in bench.PARTS
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    listed = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE)
+    assert tuple(listed) == COMMANDS
+
+
+@pytest.mark.parametrize(
+    "error", [study.StudyError("a, seed 0: died"), FloatingPointError("nan"), OSError("disk full")]
+)
+def test_failure_ends_with_1_and_its_line(project, capsys, monkeypatch, error):
+    def fail(wanted):
+        raise error
+
+    monkeypatch.setattr(study, "compute", fail)
+    assert refused(capsys, 1, "study", "4.2-baseline", "--profile", "smoke") == f"dotlib: {error}\n"
+
+
+@pytest.mark.parametrize(("options", "seeds"), [([], 2), (["--seeds", "0"], 2), (["--seeds", "3"], 3)])
+def test_study_computes_arms_times_seeds_in_the_projects_store(project, capsys, monkeypatch, options, seeds):
+    asked = []
+    monkeypatch.setattr(study, "compute", asked.append)
+    assert command.main(["study", "4.2-baseline", "--profile", "smoke", *options]) == 0
+    (wanted,) = asked
+    assert list(wanted) == [(arm, seed) for arm in config.STUDIES["4.2-baseline"] for seed in range(seeds)]
+    assert {Path(run.infra.folder) for run in wanted.values()} == {project / "runs"}
+    assert all(run.config.model == config.arm(arm, "smoke").model for (arm, _), run in wanted.items())
+    assert all(run.config.seed == seed for (_, seed), run in wanted.items())
+    assert capsys.readouterr().out.count("missing") == len(wanted)  # where each run stands, afterwards
+
+
+def test_status_prints_a_row_for_each_run_and_writes_nothing(project, capsys):
+    assert command.main(["status", "4.2-baseline", "--profile", "smoke", "--seeds", "1"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:4] == ["arm", "seed", "state", "epoch"]
+    assert [row.split() for row in rows] == [
+        [arm, "0", "missing", "0/2", "-", "-"] for arm in config.STUDIES["4.2-baseline"]
+    ]
+    assert not (project / "runs").exists()
+
+
+def test_workbook_passes_parameters_as_their_types(project, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(workbook, "run", lambda *arguments: asked.append(arguments) or Path("index.html"))
+    line = "workbook --profile smoke -p seeds 2 -p noise 0.5 -p name deep -p flag true"
+    assert command.main(line.split()) == 0
+    given = {"seeds": 2, "noise": 0.5, "name": "deep", "flag": True}
+    assert asked == [("smoke", project / "build", project / "notebooks", given)]
+    assert capsys.readouterr().out == "open index.html\n"
+
+
+def test_failed_workbook_ends_with_1(project, capsys, monkeypatch):
+    def fail(*arguments):
+        raise workbook.WorkbookError("4.2, cell 3: AssertionError")
+
+    monkeypatch.setattr(workbook, "run", fail)
+    assert "4.2, cell 3" in refused(capsys, 1, "workbook")
+
+
+@pytest.mark.parametrize(("line", "code"), [("status 4.9", 2), ("--help", 0)])
+def test_process_ends_with_the_exit_code(line, code):
+    done = subprocess.run([sys.executable, "-m", "dotlib", *line.split()], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code
+    assert (done.stdout == "", done.stderr.count("\n")) == ((True, 1) if code else (False, 0))
