@@ -108,7 +108,8 @@ def _column(axes: np.ndarray, planes: np.ndarray, label: str, cube: float, cmap:
     """Planes below each other in one colour range, its bar at the foot."""
     for ax, plane in zip(axes, planes, strict=True):
         image = ax.imshow(plane, extent=(-cube / 2, cube / 2) * 2, cmap=cmap, vmin=low, vmax=high)
-    ticks = MaxNLocator(2, steps=(1, 2, 5, 10), symmetric=low == -high)
+    nice = float(f"{0.8 * high:.0e}")  # one digit: three ticks have room for their labels
+    ticks = (-nice, 0, nice) if low == -high else MaxNLocator(2, steps=(1, 2, 5, 10))
     bar = ax.figure.colorbar(image, ax=axes[-1], location="bottom", label=label, aspect=14, pad=0.02, ticks=ticks)
     bar.outline.set_visible(False)
 
