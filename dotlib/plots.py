@@ -61,7 +61,7 @@ def slices(
         for ax, arm in zip(axes[:, 0], volumes, strict=True):
             ax.set_ylabel(textwrap.fill(arm, 16, break_on_hyphens=False))
         _scale(axes[0, 0], cube, *(letter for letter in "xyz" if letter != normal))
-    return figure
+    return _released(figure)
 
 
 def curves(history: pd.DataFrame, values: Mapping[str, str], *, log: bool = True) -> Figure:
@@ -85,7 +85,7 @@ def curves(history: pd.DataFrame, values: Mapping[str, str], *, log: bool = True
             handles, labels = ax.get_legend_handles_labels()
             ax.get_legend().remove()
         figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)))
-    return figure
+    return _released(figure)
 
 
 def seeds(values: pd.DataFrame, label: str, levels: Mapping[str, float]) -> Figure:
@@ -101,6 +101,12 @@ def seeds(values: pd.DataFrame, label: str, levels: Mapping[str, float]) -> Figu
             ax.axhline(level, ls="--", lw=1, color=color, label=name)
         ax.set(ylabel=label, ylim=(0, None))
         figure.legend(loc="outside upper center", ncols=2)
+    return _released(figure)
+
+
+def _released(figure: Figure) -> Figure:
+    """The figure, no longer pyplot's: a notebook shows it where it is named, once."""
+    plt.close(figure)
     return figure
 
 
