@@ -27,7 +27,8 @@ REPEATS = 5
 def run(part: str, profile: Profile, as_json: bool = False) -> None:
     """Print one part's rows: name, value, unit, baseline, ratio (value / baseline's), n, machine."""
     rows = configuration.named("benchmark", PARTS, part)(profile)
-    machine = f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
+    kind = torch.cuda.get_device_name() if trainer.device() == "cuda" else torch.backends.cpu.get_cpu_capability()
+    machine = f"{platform.machine()} {kind}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}"
     if as_json:
         for row in rows:
             print(json.dumps(row | {"machine": machine}))
