@@ -87,9 +87,9 @@ def status(wanted: dict[tuple[str, int], Run]) -> pd.DataFrame:
 def compute(wanted: dict[tuple[str, int], Run]) -> None:
     """Compute what is missing, on this machine, in spawned workers: one for each visible GPU, else one for each core.
 
-    A worker trains one run at a time with its share of the cores; on two cores, two runs of one thread each see a tenth
-    to a quarter more samples than one run of two threads. Raises StudyError, a line for each run that failed; the
-    others are kept. An advisory lock keeps a second driver out of a run that is being trained.
+    A worker trains one run at a time with its share of the cores: runs beside each other use cores better than threads
+    within a run. Raises StudyError, a line for each run that failed; the others are kept. An advisory lock keeps a
+    second driver out of a run that is being trained.
     """
     missing = {key: run for key, run in wanted.items() if run.infra.status() != "completed"}
     if not missing:
