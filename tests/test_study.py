@@ -20,11 +20,12 @@ from dotlib.config import ConfigError
 from dotlib.data import dataset
 from dotlib.study import StudyError
 
-ARMS, LONG = ("stage1-adam", "stage1-onecycle"), 50
+ARMS, LONG = ("stage1-adam", "stage1-onecycle"), 30
+TINY = {"model.width": 2, "model.code": 8, "training.precision": "fp32"}
 
 
 def a_run(store, arm="stage1-adam", seed=0, **changes):
-    fields = {"training.precision": "fp32", **{path.replace("__", "."): value for path, value in changes.items()}}
+    fields = TINY | {path.replace("__", "."): value for path, value in changes.items()}
     return study.Run(config=config.replace(config.arm(arm, "smoke", seed), fields), data="0", infra={"folder": store})
 
 

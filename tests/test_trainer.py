@@ -22,9 +22,10 @@ MEASURED = ("samples_per_second", "gpu_peak_mb", "resident_mb")
 
 
 def smoke(arm="stage1-onecycle", precision="fp32", epochs=EPOCHS, **changes):
-    fields = {path.replace("__", "."): value for path, value in changes.items()}
+    """A tiny network at the smoke profile's size."""
+    fields = {"training.precision": precision, "training.epochs": epochs, "model.width": 2, "model.code": 8}
     return config.replace(
-        config.arm(arm, "smoke"), {"training.precision": precision, "training.epochs": epochs, **fields}
+        config.arm(arm, "smoke"), fields | {path.replace("__", "."): value for path, value in changes.items()}
     )
 
 
@@ -318,6 +319,15 @@ def test_stopped_early_it_stays_stopped(stalled):
     assert_same_run((c, folder, trainer.fit(c, folder)), (c, folder, history))
 
 
+def test_plateau_watches_the_validation_loss(tmp_path, monkeypatch):
+    """The training loss falls all the while."""
+    plain, script = trainer.validate, iter([1.0, 2.0, 2.0, 2.0])
+    monkeypatch.setattr(trainer, "validate", lambda *a: plain(*a) | {"validation_loss": next(script)})
+    history = trainer.fit(smoke("stage1-adam", epochs=4, optim__lr=1e-3, optim__plateau=(0.5, 1)), tmp_path)
+    assert history.epochs.train_loss.is_monotonic_decreasing
+    assert history.epochs.lr.tolist() == [1e-3, 1e-3, 1e-3, 5e-4]
+
+
 def changed(part):
     """`dataset.load` with the phantoms of one part made five times as absorbing, half as scattering."""
     plain = dataset.load
@@ -472,6 +482,14 @@ def test_epoch_rows_summarise_their_steps(reference):
         assert history.epochs.lr.tolist() == steps.lr.last().tolist()
         assert history.epochs.beta1.tolist() == steps.beta1.last().tolist()
         assert np.isfinite(history.epochs).all(axis=None)
+
+
+def test_bf16_run_multiplies_in_bf16(tmp_path, reference):
+    """From the same weights the first loss is another one, by the rounding of 8 bits."""
+    c, _, history = reference["one cycle, bf16"]
+    plain = trainer.fit(config.replace(c, {"training.precision": "fp32", "training.epochs": 1}), tmp_path)
+    error = abs(history.steps.loss[0] / plain.steps.loss[0] - 1)
+    assert 1e-6 < error < 2**-6
 
 
 @pytest.mark.parametrize(("wanted", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
