@@ -1,4 +1,4 @@
-"""What the tests share: which marked tests can run here, and processes that may be killed."""
+"""What the tests share: which marked tests can run here, processes that may be killed, and runs of tiny networks."""
 
 import multiprocessing
 import shutil
@@ -32,3 +32,39 @@ def mortal():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dotlib.study"])
     return context.Process
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Sums are taken in an order that depends on the number of threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def reference(one_thread, tmp_path_factory):
+    """Runs that nothing disturbed, by name: configuration, folder, history."""
+    import tiny
+
+    return tiny.undisturbed(tmp_path_factory.mktemp)
+
+
+@pytest.fixture(scope="module")
+def stalled(one_thread, tmp_path_factory):
+    """A run that stopped early: configuration, folder, history, weights after each epoch."""
+    import tiny
+
+    return tiny.stalled(tmp_path_factory.mktemp("stalled"))
+
+
+@pytest.fixture
+def nothing_computes(monkeypatch):
+    """Whatever starts to train a run fails the test."""
+    from dotlib import study, trainer
+
+    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda *arguments: pytest.fail("workers were started"))
+    monkeypatch.setattr(trainer, "fit", lambda *arguments: pytest.fail("a run was trained"))

@@ -1,42 +1,22 @@
-"""Studies: every run computed once and kept, whatever is killed, fails or is started twice."""
+"""Studies: every run computed once and kept, whatever fails or is started twice."""
 
 import dataclasses
-import inspect
 import json
 import logging
-import os
-import signal
-import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import filelock
-import psutil
 import pytest
 import torch
+from tiny import Inline, Stop, a_run, states
 
-from dotlib import checkpoint, config, study, trainer
+from dotlib import config, study, trainer
 from dotlib.config import ConfigError
 from dotlib.data import dataset
 from dotlib.study import StudyError
 
-ARMS, LONG = ("stage1-adam", "stage1-onecycle"), 30
-TINY = {"model.width": 2, "model.code": 8, "training.precision": "fp32"}
-
-
-def a_run(store, arm="stage1-adam", seed=0, **changes):
-    fields = TINY | {path.replace("__", "."): value for path, value in changes.items()}
-    return study.Run(config=config.replace(config.arm(arm, "smoke", seed), fields), data="0", infra={"folder": store})
-
-
-def three(store):
-    """Two short runs and a long one."""
-    long = a_run(store, training__epochs=LONG)
-    return {("short", 0): a_run(store), ("short", 1): a_run(store, seed=1), ("long", 0): long}
-
-
-def states(wanted):
-    return {key: run.infra.status() for key, run in wanted.items()}
+ARMS = ("stage1-adam", "stage1-onecycle")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def line(error):
@@ -44,174 +24,9 @@ def line(error):
     return str(error.value)
 
 
-class Inline:
-    """In the place of the pool: the same calls, one after another, in this process."""
-
-    def __init__(self, *arguments):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *arguments):
-        pass
-
-    def submit(self, work, run):
-        future = Future()
-        try:
-            future.set_result(work(run))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
 @pytest.fixture
 def inline(monkeypatch):
     monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
-
-
-@pytest.fixture
-def nothing_computes(monkeypatch):
-    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda *arguments: pytest.fail("workers were started"))
-    monkeypatch.setattr(trainer, "fit", lambda *arguments: pytest.fail("a run was trained"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def compute_on_one_core(store):
-    study.cpu_cores = lambda: 1
-    study.compute(three(store))
-
-
-def wait_for(what, seconds=60):
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, f"waited {seconds} s in vain: {inspect.getsource(what).strip()}"
-        time.sleep(0.01)
-
-
-def alive(process):
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-
-
-def contents(wanted):
-    """When each finished run's files were written."""
-    return {
-        (key, path.name): path.stat().st_mtime_ns
-        for key, run in wanted.items()
-        if run.infra.status() == "completed"
-        for path in run.folder().iterdir()
-        if path.name != "lock"
-    }
-
-
-@dataclasses.dataclass
-class End:
-    """How a driver ended: its exit code, its workers, the seconds until the last of them was gone, the runs' states."""
-
-    code: int
-    workers: int
-    outlived: float
-    states: dict
-
-
-def end_driver(mortal, store, number, progressed):
-    """Start a driver in a process of its own, and send it a signal as soon as the long run has progressed."""
-    driver = mortal(target=compute_on_one_core, args=(store,))
-    driver.start()
-    wait_for(progressed)
-    workers = psutil.Process(driver.pid).children(recursive=True)
-    os.kill(driver.pid, number)
-    ended = time.monotonic()
-    driver.join(30)
-    wait_for(lambda: not any(map(alive, workers)))
-    return End(driver.exitcode, len(workers), time.monotonic() - ended, states(three(store)))
-
-
-@pytest.fixture(scope="module")
-def disturbed(tmp_path_factory, mortal):
-    """A study that ends three times in its long run (driver killed, interrupted; worker killed), then computed."""
-    store, seen = tmp_path_factory.mktemp("disturbed"), {}
-    long = three(store)["long", 0]
-    progress = long.folder() / "progress.json"
-
-    def epoch():
-        return json.loads(progress.read_text())["epoch"] if progress.exists() else 0
-
-    seen["killed"] = end_driver(mortal, store, signal.SIGKILL, lambda: epoch() > 0)
-    seen["finished"] = contents(three(store))
-    seen["first epoch"] = checkpoint.load(long.folder() / "last.pt", long.config.digest())["epochs"][0]
-    reached = epoch()
-    seen["interrupted"] = end_driver(mortal, store, signal.SIGINT, lambda: epoch() > reached)
-    again = epoch()
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as thread:
-        patch.setattr(study, "cpu_cores", lambda: 1)
-        work = thread.submit(study.compute, three(store))
-        wait_for(lambda: epoch() > again)
-        for child in psutil.Process().children():
-            if "spawn_main" in " ".join(child.cmdline()):
-                child.kill()
-        seen["worker's death"] = work.exception()
-        seen["states"] = states(three(store))
-        study.compute(three(store))
-    return three(store), seen
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    return {key: trainer.fit(run.config, tmp_path_factory.mktemp("run")) for key, run in three(None).items()}
-
-
-UNFINISHED = {("short", 0): "completed", ("short", 1): "completed", ("long", 0): "not submitted"}
-
-
-@pytest.mark.parametrize("how", ["killed", "interrupted"])
-def test_workers_do_not_outlive_their_driver(disturbed, how):
-    end = disturbed[1][how]
-    assert end.code == {"killed": -signal.SIGKILL, "interrupted": 1}[how] and end.workers > 0
-    assert end.outlived < 5
-    assert end.states == UNFINISHED
-
-
-def test_killed_worker_is_named_and_the_others_are_kept(disturbed):
-    error, after = disturbed[1]["worker's death"], disturbed[1]["states"]
-    assert isinstance(error, StudyError)
-    assert str(error).startswith("long, seed 0: a worker died")
-    assert after == UNFINISHED
-
-
-def test_killed_study_recomputes_no_finished_run(disturbed):
-    wanted, seen = disturbed
-    assert {key for key, _ in seen["finished"]} == {("short", 0), ("short", 1)}
-    after = contents(wanted)
-    assert {key: after[key] for key in seen["finished"]} == seen["finished"]
-
-
-def test_killed_study_continues_its_unfinished_run(disturbed):
-    wanted, seen = disturbed
-    assert wanted["long", 0].result().epochs.iloc[0].to_dict() == seen["first epoch"]  # its clock's reading included
-
-
-def test_killed_study_ends_as_an_undisturbed_one(disturbed, undisturbed):
-    for key, run in disturbed[0].items():
-        found, expected = run.result(), undisturbed[key]
-        assert found.epochs.drop(columns="seconds").equals(expected.epochs.drop(columns="seconds"))
-        assert found.steps.equals(expected.steps)
-        assert found.metrics.equals(expected.metrics)
-    assert len(expected.epochs) == LONG
-
-
-def test_second_call_computes_nothing(disturbed, nothing_computes):
-    wanted = three(disturbed[0]["long", 0].infra.folder)
-    before = contents(wanted)
-    study.compute(wanted)
-    assert contents(wanted) == before and len(before) > 9
 
 
 def test_lock_of_another_driver_is_one_line_and_leaves_no_trace(tmp_path, inline):
@@ -410,10 +225,6 @@ def test_unknown_study_is_one_line(tmp_path):
     with pytest.raises(ConfigError) as error:
         study.results("4.9", "smoke", 1, tmp_path)
     assert "'4.9'" in line(error) and "4.2-baseline" in line(error)
-
-
-class Stop(BaseException):
-    """The end of a process, seen from inside it."""
 
 
 def test_status_says_where_each_run_stands(tmp_path, inline, monkeypatch):

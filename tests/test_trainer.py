@@ -1,87 +1,17 @@
-"""One training run: the loop against a plain one, interruptions, failures, and what it leaves."""
+"""One training run: the loop against a plain one, failures, and what it leaves."""
 
-import itertools
 import json
 import math
-import os
-import signal
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from tiny import EPOCHS, RUNS, TRAIN, assert_same_run, assert_same_weights, every_step, tiny, weights
 
-from dotlib import checkpoint, config, evaluation, losses, metrics, trainer
+from dotlib import checkpoint, config, evaluation, trainer
 from dotlib.data import dataset
-from dotlib.data.phantoms import MUA, MUSP
-from dotlib.data.split import NAMES
 
-EPOCHS, TRAIN, TEST = 5, 16, 4
-MEASURED = ("samples_per_second", "gpu_peak_mb", "resident_mb")
-
-
-def smoke(arm="stage1-onecycle", precision="fp32", epochs=EPOCHS, **changes):
-    """A tiny network at the smoke profile's size."""
-    fields = {"training.precision": precision, "training.epochs": epochs, "model.width": 2, "model.code": 8}
-    return config.replace(
-        config.arm(arm, "smoke"), fields | {path.replace("__", "."): value for path, value in changes.items()}
-    )
-
-
-RUNS = {"plateau, fp32": smoke("stage1-adam"), "one cycle, bf16": smoke("stage1-onecycle", "bf16")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums are taken in an order that depends on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """Undisturbed runs by name: configuration, folder, history."""
-    folders = {name: tmp_path_factory.mktemp("run") for name in RUNS}
-    return {name: (c, folders[name], trainer.fit(c, folders[name])) for name, c in RUNS.items()}
-
-
-def weights(c, folder, name="last"):
-    return checkpoint.load(folder / f"{name}.pt", c.digest())["model"]
-
-
-def assert_same_weights(a, b):
-    assert list(a) == list(b)
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-def untimed(history):
-    """All that a history holds but the clock's and the memory's numbers."""
-    info = {key: value for key, value in history.info.items() if key not in MEASURED}
-    return history.epochs.drop(columns="seconds").to_dict(), history.steps.to_dict(), history.metrics, info
-
-
-def assert_same_run(found, expected):
-    """Bit for bit: both checkpoints, learning curves, steps, metrics of two (configuration, folder, history)."""
-    for name in ("last", "best"):
-        assert_same_weights(weights(*found[:2], name), weights(*expected[:2], name))
-    a, b = untimed(found[2]), untimed(expected[2])
-    assert (a[:2], a[3]) == (b[:2], b[3])
-    assert a[2].equals(b[2])
-
-
-def every_step(monkeypatch, look):
-    """Have `look(number of the step, loss, pred, truth)` replace the training loss; validation keeps the plain one."""
-    count, plain = itertools.count(), losses.LOSSES["rmse"]
-
-    def watched(pred, truth):
-        value = plain(pred, truth)
-        return look(next(count), value, pred, truth) if pred.requires_grad else value
-
-    monkeypatch.setitem(losses.LOSSES, "rmse", watched)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def cosine(a, b, share):
@@ -137,7 +67,7 @@ def plain_loop(c):
 @pytest.mark.parametrize("arm", ["stage1-adam", "stage1-onecycle"])
 def test_fit_equals_a_plain_loop(tmp_path, arm):
     """Batches of 3 leave one phantom out; the clipping acts in every step."""
-    c = smoke(arm, epochs=2, training__batch=3, optim__clip=0.1)
+    c = tiny(arm, epochs=2, training__batch=3, optim__clip=0.1)
     history = trainer.fit(c, tmp_path)
     model, start, rows = plain_loop(c)
     assert list(history.steps) == ["loss", "gradient_norm", "lr", "beta1"]
@@ -162,78 +92,6 @@ def test_other_seed_gives_other_weights(tmp_path, reference):
     c = config.replace(RUNS["plateau, fp32"], {"seed": 1, "training.epochs": 1})
     history = trainer.fit(c, tmp_path)
     assert history.steps.loss[0] != reference["plateau, fp32"][2].steps.loss[0]
-
-
-def fit_and_die(c, folder, step):
-    """Train in this process until the backward pass of a step is done, then be killed."""
-    torch.set_num_threads(1)
-    count, clip = itertools.count(), nn.utils.clip_grad_norm_
-
-    def clip_or_die(*arguments):
-        if next(count) == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return clip(*arguments)
-
-    nn.utils.clip_grad_norm_ = clip_or_die
-    trainer.fit(c, folder)
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_killed_run_ends_with_the_same_bits(tmp_path, reference, mortal, name):
-    c = RUNS[name]
-    process = mortal(target=fit_and_die, args=(c, tmp_path, 5))
-    process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
-    assert len(checkpoint.load(tmp_path / "last.pt", c.digest())["epochs"]) == 2  # in the middle of the third epoch
-    assert_same_run((c, tmp_path, trainer.fit(c, tmp_path)), reference[name])
-
-
-class Stop(BaseException):
-    """An end that no `except` of the code under test expects."""
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_run_stopped_anywhere_ends_with_the_same_bits(tmp_path, reference, monkeypatch, name):
-    """Stopped at its 1st, 2nd, 3rd ... step or file, and continued each time, until it comes to its end."""
-    c, left = RUNS[name], 0
-
-    def stop_or(work):
-        def counted(*arguments):
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise Stop
-            return work(*arguments)
-
-        return counted
-
-    monkeypatch.setattr(os, "replace", stop_or(os.replace))
-    monkeypatch.setattr(nn.utils, "clip_grad_norm_", stop_or(nn.utils.clip_grad_norm_))
-    for stops in range(100):
-        left = stops
-        try:
-            history = trainer.fit(c, tmp_path)
-            break
-        except Stop:
-            continue
-    assert stops > 6
-    assert_same_run((c, tmp_path, history), reference[name])
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_finished_run_trains_no_further(reference, monkeypatch, name):
-    c, folder, history = reference[name]
-    before = (folder / "last.pt").read_bytes()
-    every_step(monkeypatch, lambda *arguments: pytest.fail("a step was taken"))
-    assert_same_run((c, folder, trainer.fit(c, folder)), (c, folder, history))
-    assert (folder / "last.pt").read_bytes() == before
-
-
-def test_checkpoint_of_another_configuration_is_refused(reference):
-    c, folder, _ = reference["plateau, fp32"]
-    with pytest.raises(checkpoint.CheckpointError, match="belongs to configuration"):
-        trainer.fit(config.replace(c, {"optim.lr": 1e-3}), folder)
 
 
 def nan_loss(loss, pred):
@@ -261,7 +119,7 @@ def test_nan_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path, referen
 
 def test_nan_in_validation_stops_the_run_too(tmp_path, monkeypatch):
     """It would be neither the best nor worse than it, and hide every later best."""
-    validate, c = trainer.validate, smoke("stage1-adam")
+    validate, c = trainer.validate, tiny("stage1-adam")
     monkeypatch.setattr(trainer, "validate", lambda *arguments: validate(*arguments) | {"validation_loss": math.nan})
     with pytest.raises(FloatingPointError, match=r"epoch 0, validation loss nan; no checkpoint yet"):
         trainer.fit(c, tmp_path)
@@ -282,27 +140,11 @@ def test_arms_visit_the_same_phantoms_in_the_same_order(tmp_path, monkeypatch):
         seen = visits.setdefault(arm, [])
         with monkeypatch.context() as patch:
             every_step(patch, lambda i, loss, pred, truth, seen=seen: (seen.append(truth.mean((1, 2, 3, 4))), loss)[1])
-            trainer.fit(smoke(arm, epochs=2, training__batch=5), tmp_path / arm)
+            trainer.fit(tiny(arm, epochs=2, training__batch=5), tmp_path / arm)
     first, second = torch.cat(visits["stage1-onecycle"]).view(2, 15).tolist()
     assert len(set(first)) == len(set(second)) == 15
     assert first != second and len(set(first + second)) <= TRAIN
     assert torch.equal(torch.cat(visits["legacy-adam"]), torch.cat(visits["stage1-onecycle"]))
-
-
-@pytest.fixture(scope="module")
-def stalled(tmp_path_factory):
-    """A run whose third epoch is its best, by a scripted validation loss, with a patience of two epochs."""
-    folder, script, snapshots = tmp_path_factory.mktemp("stalled"), [3.0, 2.0, 1.0, 1.5, 1.0, 0.1, 0.1, 0.1], []
-    plain = trainer.validate
-
-    def scripted(model, *arguments):
-        snapshots.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-        return plain(model, *arguments) | {"validation_loss": script[len(snapshots) - 1]}
-
-    c = smoke(epochs=8, training__patience=2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "validate", scripted)
-        return c, folder, trainer.fit(c, folder), snapshots
 
 
 def test_patience_stops_and_best_is_the_best(stalled):
@@ -313,128 +155,13 @@ def test_patience_stops_and_best_is_the_best(stalled):
     assert_same_weights(weights(c, folder, "last"), snapshots[4])
 
 
-def test_stopped_early_it_stays_stopped(stalled):
-    """A run that is killed after its last epoch, before its result is kept, does not train on."""
-    c, folder, history, _ = stalled
-    assert_same_run((c, folder, trainer.fit(c, folder)), (c, folder, history))
-
-
 def test_plateau_watches_the_validation_loss(tmp_path, monkeypatch):
     """The training loss falls all the while."""
     plain, script = trainer.validate, iter([1.0, 2.0, 2.0, 2.0])
     monkeypatch.setattr(trainer, "validate", lambda *a: plain(*a) | {"validation_loss": next(script)})
-    history = trainer.fit(smoke("stage1-adam", epochs=4, optim__lr=1e-3, optim__plateau=(0.5, 1)), tmp_path)
+    history = trainer.fit(tiny("stage1-adam", epochs=4, optim__lr=1e-3, optim__plateau=(0.5, 1)), tmp_path)
     assert history.epochs.train_loss.is_monotonic_decreasing
     assert history.epochs.lr.tolist() == [1e-3, 1e-3, 1e-3, 5e-4]
-
-
-def changed(part):
-    """`dataset.load` with the phantoms of one part made five times as absorbing, half as scattering."""
-    plain = dataset.load
-
-    def load(settings):
-        data = plain(settings)
-        ellipsoids, chosen = data.ellipsoids.copy(), data.labels == NAMES.index(part)
-        ellipsoids[chosen, :, MUA] *= 5
-        ellipsoids[chosen, :, MUSP] /= 2
-        return replace(data, ellipsoids=ellipsoids)
-
-    return load
-
-
-@pytest.mark.parametrize("part", NAMES)
-def test_training_sees_the_training_set_only(tmp_path, reference, monkeypatch, part):
-    """Nor do validation and test phantoms enter the standardisation, whose numbers are part of the weights."""
-    c, folder, history = reference["one cycle, bf16"]
-    monkeypatch.setattr(dataset, "load", changed(part))
-    other = trainer.fit(c, tmp_path)
-    same = all(
-        torch.equal(a, b) for a, b in zip(weights(c, tmp_path).values(), weights(c, folder).values(), strict=True)
-    )
-    assert same == (part != "train")
-    assert (other.epochs.validation_loss.tolist() == history.epochs.validation_loss.tolist()) == (part == "test")
-    assert not other.metrics.value.equals(history.metrics.value) or part == "validation"
-
-
-def test_standardisation_is_that_of_the_training_tissue(reference):
-    c, folder, _ = reference["plateau, fp32"]
-    data = dataset.load(c.data)
-    values = data.volumes("train").half().double().numpy().swapaxes(0, 1)
-    state = weights(c, folder)
-    for key, f in (("standard.mean", np.mean), ("standard.sd", np.std)):
-        expected = [f(v[values[1] > 0]) for v in values]
-        np.testing.assert_allclose(state[key].flatten(), expected, rtol=1e-6)
-
-
-def nrmse(predicted, truth, tissue):
-    """Per phantom and channel, by the definition: sqrt(mean (p - t)^2) / sqrt(mean t^2) in the tissue, p >= 0."""
-    out = np.empty(truth.shape[:2])
-    for p, c in np.ndindex(out.shape):
-        a, b = np.maximum(predicted[p, c][tissue[p]], 0), truth[p, c][tissue[p]]
-        out[p, c] = np.sqrt(np.mean((a - b) ** 2)) / np.sqrt(np.mean(b**2))
-    return out
-
-
-@pytest.mark.parametrize("batch", [32, 3])
-def test_validation_agrees_with_its_definition(monkeypatch, batch):
-    """With a network that predicts negative values, all at once or three at a time."""
-    c = smoke("legacy-adam")
-    data = dataset.load(c.data)
-    model = evaluation.network(c, torch.tensor([0.004, 0.7]), torch.tensor([0.003, 0.2])).train()
-    volumes = data.volumes("validation").half()
-    model(data.volumes("train"))  # running statistics that are no longer 0 and 1
-    nn.init.constant_(model.network.head.bias, -1.4)
-    monkeypatch.setattr(evaluation, "BATCH", batch)
-    row = trainer.validate(model, volumes, data.tissue("validation"), losses.loss("rmse"), torch.float32)
-    with torch.no_grad():
-        predicted, truth = model.eval()(volumes.float()).numpy(), volumes.double().numpy()
-    assert (predicted < 0).any()
-    mua, musp = nrmse(predicted, truth, data.tissue("validation").numpy()).mean(0)
-    error = (predicted - truth) / np.array([0.003, 0.2]).reshape(2, 1, 1, 1)
-    loss = np.sqrt((error**2).mean((1, 2, 3, 4))).mean()
-    expected = {"validation_loss": loss, "nrmse_mua": mua, "nrmse_musp": musp}
-    assert row == {key: pytest.approx(value, rel=1e-4) for key, value in expected.items()}
-
-
-def test_metrics_judge_both_checkpoints_on_the_test_set(stalled):
-    c, _, history, snapshots = stalled
-    table, data = history.metrics, dataset.load(c.data)
-    assert set(table.checkpoint) == {"last", "best"}
-    truth, tissue = data.volumes("test"), data.tissue("test").numpy()
-    assert len(truth) == TEST
-    for name, snapshot in (("best", snapshots[2]), ("last", snapshots[4])):
-        rows = table[(table.checkpoint == name) & (table.metric == "nrmse")]
-        assert (rows.inclusion == -1).all()
-        model = evaluation.network(c)
-        model.load_state_dict(snapshot)
-        with torch.no_grad():
-            expected = nrmse(model.eval()(truth).numpy(), truth.double().numpy(), tissue)
-        found = rows.pivot(index="phantom", columns="channel", values="value")[["mua", "musp"]]
-        assert found.index.tolist() == list(range(TEST))
-        np.testing.assert_allclose(found, expected, rtol=1e-4)
-
-
-def test_metrics_have_a_row_for_each_phantom_and_channel(reference):
-    history = reference["plateau, fp32"][2]
-    c, inclusions = reference["plateau, fp32"][0], 5
-    sizes = history.metrics.groupby(["checkpoint", "metric"]).size()
-    values = metrics.evaluate(*[dataset.load(c.data).volumes("test")] * 2, torch.ones(TEST, 16, 16, 16).long(), 4.0)
-    assert set(sizes.index) == {(name, metric) for name in ("last", "best") for metric in values}
-    for metric in ("rmse", "nrmse", "ssim", "psnr", "background_noise", "bias"):
-        assert (sizes[:, metric] == TEST * 2).all()
-    assert (sizes[:, "legacy_rmse"] == TEST).all()
-    crc = history.metrics[history.metrics.metric == "crc"]
-    assert set(crc.inclusion) <= set(range(inclusions)) and set(crc.channel) == {"mua", "musp"}
-    assert not history.metrics.duplicated(["checkpoint", "metric", "phantom", "channel", "inclusion"]).any()
-
-
-def test_table_puts_each_value_in_its_row():
-    values = {"a": torch.arange(2.0), "b": torch.arange(4.0).view(2, 2), "c": torch.arange(12.0).view(2, 3, 2)}
-    rows = evaluation.table(values).set_index(["metric", "phantom", "inclusion", "channel"]).value
-    assert len(rows) == 18
-    assert rows["a", 1, -1, ""] == 1
-    assert rows["b", 1, -1, "mua"] == 2 and rows["b", 0, -1, "musp"] == 1
-    assert rows["c", 1, 2, "mua"] == 10 and rows["c", 0, 1, "musp"] == 3
 
 
 def test_report_and_progress_follow_the_run(tmp_path, reference):
