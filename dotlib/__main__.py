@@ -17,6 +17,9 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"dotlib: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("dotlib: interrupted; the same command continues from the last checkpoints", file=sys.stderr)
+        return EXIT_FAILED
     except (RuntimeError, ArithmeticError, OSError) as error:
         print(f"dotlib: {error}", file=sys.stderr)
         return EXIT_FAILED

@@ -49,8 +49,8 @@ def load(path: Path, config: str, device="cpu") -> dict[str, Any]:
         if hashlib.sha256(content).hexdigest().encode() != digest:
             raise CheckpointError(f"{path}: damaged, or no checkpoint of dotlib; remove it to start anew")
         record = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (pickle.UnpicklingError, EOFError, OSError) as error:
+        reason = (str(error).strip().splitlines() or ["empty"])[0]
         raise CheckpointError(f"{path}: refused ({reason[:80]}); remove it to start anew") from None
     if record["schema"] != SCHEMA:
         raise CheckpointError(f"{path}: schema {record['schema']}, accepted: {SCHEMA}; remove it to start anew")

@@ -146,7 +146,18 @@ def test_truncated_checkpoint_is_refused(saved):
         assert outcome(path) == "refused", length
 
 
-@pytest.mark.parametrize("junk", [b"", b"\0", b"checkpoint", b"PK\x03\x04", bytes(range(256)), b"\x80\x02}q\0."])
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"",
+        hashlib.sha256().hexdigest().encode(),
+        b"\0",
+        b"checkpoint",
+        b"PK\x03\x04",
+        bytes(range(256)),
+        b"\x80\x02}q\0.",
+    ],
+)
 def test_other_files_are_refused(tmp_path, junk):
     (tmp_path / "x.pt").write_bytes(junk)
     assert outcome(tmp_path / "x.pt") == "refused"

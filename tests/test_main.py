@@ -147,3 +147,14 @@ def test_process_ends_with_the_exit_code(line, code):
     done = subprocess.run([sys.executable, "-m", "dotlib", *line.split()], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code
     assert (done.stdout == "", done.stderr.count("\n")) == ((True, 1) if code else (False, 0))
+
+
+def test_interruption_is_one_line_and_a_failure(project, capsys, monkeypatch):
+    def interrupt(wanted):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "compute", interrupt)
+    assert command.main(["study", "4.2-baseline", "--profile", "smoke"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "dotlib: interrupted; the same command continues from the last checkpoints"
+    ]
