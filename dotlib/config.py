@@ -20,8 +20,7 @@ FamilyName = Literal[
     "mua-only", "musp-only", "out-of-range", "superellipsoid",
 ]  # fmt: skip
 ProfileName = Literal["smoke", "quick", "full"]
-Count = Field(gt=0)
-Share = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Factor = Annotated[float, Field(gt=0, lt=1)]
 M = TypeVar("M", bound=BaseModel)
@@ -39,8 +38,8 @@ class Data(Frozen):
     """Phantoms of one family, split into training, validation and test by `fractions`."""
 
     family: FamilyName = "default"
-    phantoms: int = Count
-    fractions: tuple[Share, Share, Share] = (14, 3, 3)  # 70 / 15 / 15 %
+    phantoms: Positive
+    fractions: tuple[Positive, Positive, Positive] = (14, 3, 3)  # 70 / 15 / 15 %
     seed: int = Field(0, ge=0)
     grid: Literal[16, 32, 64]
 
@@ -65,12 +64,12 @@ class Optim(Frozen):
     div: float = Field(25.0, ge=1)
     final_div: float = Field(1e4, ge=1)
     momentum: tuple[Beta, Beta] | None = (0.85, 0.95)  # cycled beta1, onecycle; None keeps betas[0]
-    plateau: tuple[Factor, Share] = (0.5, 5)  # factor, patience in epochs: ours, the earlier work names neither
+    plateau: tuple[Factor, Positive] = (0.5, 5)  # factor, patience in epochs: ours, the earlier work names neither
     clip: float | None = Field(1.0, gt=0)  # largest gradient norm
 
 
 class Training(Frozen):
-    epochs: int = Count
+    epochs: Positive
     batch: int = Field(gt=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     patience: int | None = Field(None, gt=0)  # early stopping, epochs; a comparison of arms runs its whole horizon
@@ -122,7 +121,7 @@ PROFILES: dict[str, Profile] = {
         _base(Data(phantoms=24, fractions=(4, 1, 1), grid=16), width=4, epochs=2, batch=8),
         seeds=2, trivial=4, trivial_grid=32,
     ),
-    # half the width: 512 steps of 16 see each of 256 phantoms 32 times in a tenth of an hour on two cores
+    # half the width, so that two cores have the time for 512 steps of 16
     "quick": Profile(
         _base(Data(phantoms=384, fractions=(4, 1, 1), grid=32), width=8, epochs=32, batch=16),
         seeds=3, trivial=32, trivial_grid=64,
