@@ -34,14 +34,55 @@ class Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class Noise(Frozen):
+    """Detector noise of one recording: shot and floor by amplitude, phase jitter, and the options of real instruments.
+
+    The relative standard deviation at the reference amplitude (99.5 % quantile of a phantom's pairs) is `relative`.
+    """
+
+    relative: float = Field(0.005, ge=0)
+    floor: float = Field(1e-4, ge=0)  # of the variance, relative to the reference amplitude squared
+    jitter: float = Field(0.41, ge=0)  # degrees, independent of amplitude
+    coupling: float = Field(0.0, ge=0)  # sd of the log-amplitude that one optode adds to all its pairs
+    coupling_phase: float = Field(0.0, ge=0)  # degrees, likewise
+    dropout: float = Field(0.0, ge=0, lt=1)  # share of the pairs that are lost
+    dark: float = Field(0.0, ge=0)  # pairs below this share of the reference amplitude are lost
+    saturation: float | None = Field(None, gt=0)  # pairs above this share of it are lost
+    seed: int = Field(0, ge=0)
+
+
+class Measurements(Frozen):
+    """Frequency-domain readings of one patch probe a phantom, simulated on `grid` (that of the volumes if None)."""
+
+    frequency: float = Field(140e6, ge=0)  # Hz
+    n: float = Field(1.33, ge=1)  # refractive index of the tissue, in air
+    sources: Positive = 50
+    detectors: Positive = 40
+    pairs: Positive = 1000
+    grid: Literal[16, 32, 48, 64, 96] | None = None
+    precise: bool = False  # fp64 outer loop
+    noise: Noise = Noise()
+
+    @model_validator(mode="after")
+    def _paired(self) -> Measurements:
+        if self.pairs % self.sources or self.pairs > self.sources * self.detectors:
+            whole = f"a multiple of sources = {self.sources}, {self.sources * self.detectors} at most, is accepted"
+            raise ValueError(f"pairs = {self.pairs}: {whole}")
+        return self
+
+
 class Data(Frozen):
-    """Phantoms of one family, split into training, validation and test by `fractions`."""
+    """Phantoms of one family, split into training, validation and test by `fractions`.
+
+    With `measurements` each phantom is described in the frame of its probe, and has readings.
+    """
 
     family: FamilyName = "default"
     phantoms: Positive
     fractions: tuple[Positive, Positive, Positive] = (14, 3, 3)  # 70 / 15 / 15 %
     seed: int = Field(0, ge=0)
     grid: Literal[16, 32, 64]
+    measurements: Measurements | None = None
 
 
 class Model(Frozen):

@@ -164,16 +164,34 @@ def rasterise(ellipsoids: np.ndarray, grid: int, device="cpu", dtype: torch.dtyp
     """
     out = torch.zeros(len(ellipsoids), 2, grid, grid, grid, device=device, dtype=dtype)
     for p, rows in enumerate(np.asarray(ellipsoids, dtype=np.float64)):
-        parts = _parts(rows, grid, device)
-        box, tissue = next(parts)
-        medium = [torch.full_like(tissue, v) for v in rows[0, MUA : MUSP + 1]]
-        for k, (window, fraction) in enumerate(parts, 1):
-            inner = tuple(slice(w.start - b.start, w.stop - b.start) for w, b in zip(window, box, strict=True))
-            for channel, value in zip(medium, rows[k, MUA : MUSP + 1], strict=True):
-                channel[inner].lerp_(fraction.new_tensor(value), fraction)
-        for channel, volume in zip(medium, out[p], strict=True):
-            volume[box] = (channel * tissue).to(dtype)
+        box, tissue, values = _mixed(rows, grid, device)
+        for value, volume in zip(values, out[p], strict=True):
+            volume[box] = (value * tissue).to(dtype)
     return out
+
+
+def medium(rows: np.ndarray, grid: int, device="cpu") -> torch.Tensor:
+    """mua and musp of one phantom `(6, 13)` as if there were no air: `(2, grid, grid, grid)` float64, mm^-1.
+
+    Valid in every voxel that touches the tissue, also where its centre lies outside.
+    """
+    rows = np.asarray(rows, dtype=np.float64)
+    box, _, values = _mixed(rows, grid, device, torch.float64)
+    out = torch.as_tensor(rows[0, MUA : MUSP + 1], device=device)[:, None, None, None].repeat(1, grid, grid, grid)
+    out[:, *box] = torch.stack(values)
+    return out
+
+
+def _mixed(rows: np.ndarray, grid: int, device, dtype=torch.float32) -> tuple[tuple[slice, ...], torch.Tensor, list]:
+    """The tissue's window, its volume fractions there, and (mua, musp) with the inclusions but without air."""
+    parts = _parts(rows, grid, device, dtype)
+    box, tissue = next(parts)
+    medium = [torch.full_like(tissue, v) for v in rows[0, MUA : MUSP + 1]]
+    for k, (window, fraction) in enumerate(parts, 1):
+        inner = tuple(slice(w.start - b.start, w.stop - b.start) for w, b in zip(window, box, strict=True))
+        for channel, value in zip(medium, rows[k, MUA : MUSP + 1], strict=True):
+            channel[inner].lerp_(fraction.new_tensor(value), fraction)
+    return box, tissue, medium
 
 
 def labels(ellipsoids: np.ndarray, grid: int, device="cpu") -> torch.Tensor:
@@ -194,7 +212,9 @@ def hard(ellipsoids: np.ndarray, grid: int) -> torch.Tensor:
     return palette.gather(2, index).unflatten(2, (grid, grid, grid))
 
 
-def _parts(rows: np.ndarray, grid: int, device) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+def _parts(
+    rows: np.ndarray, grid: int, device, dtype=torch.float32
+) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
     """Per ellipsoid of one phantom: its window of voxels, and the volume fraction of each voxel there.
 
     With f = |x/a| (1 on the surface) the fraction falls linearly, over one voxel, in (f^3 - 1) / (3 |grad f|): to first
@@ -211,7 +231,7 @@ def _parts(rows: np.ndarray, grid: int, device) -> Iterator[tuple[tuple[slice, .
         lo = np.clip(np.floor((row[CENTRE] - reach) / voxel + grid / 2), *within).astype(int)
         hi = np.clip(np.ceil((row[CENTRE] + reach) / voxel + grid / 2), *within).astype(int)
         x = [
-            (torch.arange(lo[d], hi[d], device=device, dtype=torch.float32) + 0.5) * voxel - CUBE / 2 - row[CENTRE][d]
+            (torch.arange(lo[d], hi[d], device=device, dtype=dtype) + 0.5) * voxel - CUBE / 2 - row[CENTRE][d]
             for d in range(3)
         ]
         norm, gradient = 0.0, 0.0

@@ -1,0 +1,231 @@
+"""Frequency-domain diffusion: cut-cell finite volumes, 7-point, with a Robin boundary (Haskell et al. 1994).
+
+    -div(D grad phi) + (mua + i omega n / c) phi = q,    phi + 2 A D dphi/dnu = 0,    D = 1 / (3 (mua + musp))
+
+Lengths in mm, fluence in mm^-2 for a source of strength 1, time convention exp(+i omega t): phase lags are negative
+angles. The matrix is complex symmetric and sources and detectors share one operator, so that readings are reciprocal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import geometry, green, multigrid, optodes
+from .geometry import Cells, Surface
+from .ssor import Ssor
+
+TOLERANCE = 3e-9  # of the preconditioned residual in fp32: the field falls by five decades to the farthest detector
+PRECISE = 1e-12  # of the residual in fp64
+MOST = 500  # iterations
+INNER = 1e-6  # of a correction to an fp64 residual
+OUTER = 6  # such corrections
+OFF_SURFACE = 0.1  # mm
+TINY = 1e-300  # below any light: no light is no residual
+
+
+class ConvergenceError(RuntimeError):
+    """A field that did not converge: `index` of the object in its batch, relative `residual` that was reached."""
+
+    def __init__(self, index: int, residual: float, tolerance: float):
+        super().__init__(
+            f"diffusion: object {index}: residual {residual:.2g} after {MOST} iterations, not {tolerance:g}"
+        )
+        self.index, self.residual = index, residual
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One object: mua and musp (G, G, G), mm^-1, on voxels of `h` mm in a cube centred at the origin, and its surface.
+
+    The properties must hold tissue values in every voxel that touches the tissue.
+    """
+
+    mua: Tensor
+    musp: Tensor
+    surface: Surface
+    h: float
+
+
+@dataclass(frozen=True)
+class Operator:
+    """O optodes as weights (O, K) of cells (O, K), -1 where there is none; a row reads fluence or feeds a source.
+
+    `points` (O, 3) is where the fluence is taken: at the surface, or one transport length below it; `shift` (O, 3) is
+    how far that moves as musp grows, mm^2. `mean` (O, K) of the cells `near` (O, K) gives the tissue's values there.
+    """
+
+    points: Tensor
+    shift: Tensor
+    cell: Tensor
+    weight: Tensor
+    near: Tensor
+    mean: Tensor
+
+    def columns(self, n: int) -> Tensor:
+        """The weights as columns (N, O)."""
+        out = self.weight.new_zeros(n + 1, len(self.cell))
+        return out.scatter_add_(0, torch.where(self.cell < 0, n, self.cell).T, self.weight.T)[:n]
+
+    def read(self, phi: Tensor) -> Tensor:
+        """Fluence (O, R) at the points from cells' values (N, R)."""
+        values = phi[self.cell.clamp_min(0)]
+        return torch.einsum("ok,okr->or", self.weight.to(phi.dtype), values)
+
+
+@dataclass(frozen=True)
+class System:
+    """The discretised equation of one object: `mua` and `D` (N,) in its cells, `modulation` = omega n / c, mm^-1."""
+
+    cells: Cells
+    surface: Surface
+    mua: Tensor
+    D: Tensor
+    A: float
+    modulation: float
+
+    @cached_property
+    def coupling(self) -> Tensor:
+        """Conductance of each face (N, 6), mm^2: harmonic mean of D."""
+        other = torch.cat([self.D, self.D[:1]])[self.cells.neighbour]
+        mean = 2 * self.D[:, None] * other / (self.D[:, None] + other)
+        return self.cells.aperture * self.cells.h * mean
+
+    @cached_property
+    def wall(self) -> Tensor:
+        """Conductance of each cell's wall to the outside (N,), mm^2: 2 A D and the way to the wall in series."""
+        depth = (self.cells.depth / self.D).clamp_min(-1.2 * self.A)  # a centre far outside would turn the sign
+        return self.cells.wall * self.cells.h**2 / (2 * self.A + depth)
+
+    @cached_property
+    def sink(self) -> Tensor:
+        """What a cell loses at fluence 1 by absorption and through its wall (N,), mm^2."""
+        return self.wall + self.cells.volume * self.cells.h**3 * self.mua
+
+    @cached_property
+    def diag(self) -> Tensor:
+        return torch.complex(self.coupling.sum(1) + self.sink, self.cells.volume * self.cells.h**3 * self.modulation)
+
+    def apply(self, phi: Tensor) -> Tensor:
+        """The matrix times cells' values (N, R)."""
+        padded = torch.cat([phi, phi.new_zeros(1, phi.shape[1])])
+        out = self.diag[:, None] * phi
+        for face in range(6):
+            out -= self.coupling[:, face, None] * padded[self.cells.neighbour[:, face]]
+        return out
+
+    def optodes(self, points: Tensor, buried: bool, name: str = "optode") -> Operator:
+        """Detectors at points (O, 3) of the surface, or, `buried`, sources one 1/musp below them."""
+        distance, normal = self.surface(points, math.inf)
+        if (off := ~(distance.abs() <= OFF_SURFACE)).any():
+            first = off.nonzero()[0, 0].item()
+            raise ValueError(
+                f"diffusion: {name} {first} lies {distance[first].item():+.3g} mm off the surface; "
+                f"{OFF_SURFACE} mm at most is accepted"
+            )
+        near = optodes.around(self.cells, points)
+        mean = optodes.local_mean(self.cells, near, points)
+        inner, shift = points, torch.zeros_like(points)
+        if buried:
+            musp = (mean * (1 / (3 * self.D) - self.mua)[near]).sum(1, keepdim=True)
+            inner, shift = points - normal / musp, normal / musp**2
+        cell = optodes.around(self.cells, inner)
+        D = (mean * self.D[near]).sum(1)
+        return Operator(inner, shift, cell, optodes.weights(self.cells, cell, inner, D, self.A), near, mean)
+
+
+def assemble(medium: Medium, frequency: float, n: float = 1.33, device="cpu") -> System:
+    """Discretise one object; raises ValueError for properties that are not positive, in one line."""
+    if not frequency >= 0:
+        raise ValueError(f"diffusion: frequency {frequency} Hz; 0 or more is accepted")
+    grid = len(medium.mua)
+    cells = geometry.cut(medium.surface, grid, medium.h, device)
+    mua, musp = (v.to(device, torch.float64).flatten()[cells.index] for v in (medium.mua, medium.musp))
+    for name, values in (("mua", mua), ("musp", musp)):
+        if bad := (~(values > 0) | values.isinf()).sum().item():
+            first = cells.index[(~(values > 0) | values.isinf()).nonzero()[0, 0]].item()
+            place = (first // grid**2, first // grid % grid, first % grid)
+            raise ValueError(f"diffusion: {name} is not positive in {bad} voxels, first {place}; mm^-1 > 0 is accepted")
+    modulation = 2 * math.pi * frequency * n / green.C
+    return System(cells, medium.surface, mua, 1 / (3 * (mua + musp)), green.boundary_parameter(n), modulation)
+
+
+def solve(
+    systems: Sequence[System], columns: Sequence[Tensor], precise: bool = False, method: str = ""
+) -> list[Tensor]:
+    """Fields (N, R) of each object's right-hand sides (N, R), complex; all objects have as many columns.
+
+    In fp32, or `precise`: corrected until the residual in fp64 is below 1e-12. `method` is "ssor" (fused sweeps on a
+    CPU), "multigrid" (any device) or, if empty, what suits the device. Raises ConvergenceError: a field that has not
+    converged is never returned.
+    """
+    method = method or ("ssor" if columns[0].device.type == "cpu" else "multigrid")
+    if method == "multigrid":
+        return _converged(multigrid.Multigrid(systems), systems, columns, precise)
+    sweeps = (Ssor(s.cells.neighbour.numpy(), s.coupling.numpy(), s.diag.numpy()) for s in systems)
+    return [
+        _converged(one, [s], [b], precise, i)[0]
+        for i, (one, s, b) in enumerate(zip(sweeps, systems, columns, strict=True))
+    ]
+
+
+def _converged(solver, systems, columns, precise: bool, first: int = 0) -> list[Tensor]:
+    tolerance = INNER if precise else TOLERANCE
+    fields, reached = solver.solve(columns, tolerance, MOST)
+    _accept(reached, tolerance, first)
+    for _ in range(OUTER if precise else 0):
+        left = [b - system.apply(x) for system, b, x in zip(systems, columns, fields, strict=True)]
+        reached = [
+            (r.norm(dim=0) / b.norm(dim=0).clamp_min(TINY)).max().item() for r, b in zip(left, columns, strict=True)
+        ]
+        if max(reached) <= PRECISE:
+            return fields
+        more, _ = solver.solve(left, tolerance, MOST)
+        fields = [x + dx for x, dx in zip(fields, more, strict=True)]
+    if precise:
+        _accept(reached, PRECISE, first)
+    return fields
+
+
+def _accept(reached: Sequence[float], tolerance: float, first: int) -> None:
+    for index, residual in enumerate(reached, first):
+        if not residual <= tolerance:
+            raise ConvergenceError(index, residual, tolerance)
+
+
+def readings(
+    media: Sequence[Medium], sources, detectors, pairs, frequency: float, n: float = 1.33, precise: bool = False,
+    device="cpu",
+) -> np.ndarray:  # fmt: skip
+    """Fluence (P, M), mm^-2, complex128, at the detectors of each pair, for sources of strength 1.
+
+    Sources (P, S, 3) and detectors (P, K, 3) lie on the surfaces, mm; pairs (P, M, 2) are 0-based (source, detector).
+    The fields are solved from whichever side has fewer optodes. Raises ValueError, one line, for an optode off its
+    surface or a bad medium, and ConvergenceError.
+    """
+    systems, here, there = [], [], []
+    for index, medium in enumerate(media):
+        try:
+            system = assemble(medium, frequency, n, device)
+            sides = [
+                system.optodes(
+                    torch.as_tensor(points[index], dtype=torch.float64, device=device), name == "source", name
+                )
+                for name, points in (("source", sources), ("detector", detectors))
+            ]
+        except ValueError as error:
+            raise ValueError(f"object {index}: {error}") from None
+        systems.append(system)
+        here.append(sides[np.shape(sources)[1] >= np.shape(detectors)[1]])
+        there.append(sides[np.shape(sources)[1] < np.shape(detectors)[1]])
+    fields = solve(systems, [o.columns(len(s.cells)) for o, s in zip(here, systems, strict=True)], precise)
+    tables = [o.read(phi).cpu().numpy().astype(complex) for o, phi in zip(there, fields, strict=True)]  # (there, here)
+    if np.shape(sources)[1] >= np.shape(detectors)[1]:
+        return np.stack([t[pair[:, 0], pair[:, 1]] for t, pair in zip(tables, np.asarray(pairs), strict=True)])
+    return np.stack([t[pair[:, 1], pair[:, 0]] for t, pair in zip(tables, np.asarray(pairs), strict=True)])
