@@ -1,10 +1,10 @@
-"""The command line: `dotlib study | status | workbook | bench`, the same as `python -m dotlib`."""
+"""The command line: `dotlib simulate | check | study | status | workbook | bench`, the same as `python -m dotlib`."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from .config import PROFILES, STUDIES, ConfigError, named, profile, root
+from .config import PROFILES, STUDIES, ConfigError, Data, Measurements, named, profile, root, validate
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 
@@ -29,14 +29,25 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dotlib", description="Near-infrared diffuse optical tomography, stage 1.")
     commands = parser.add_subparsers(metavar="command", required=True)
 
-    def add(name: str, run, text: str, example: str) -> argparse.ArgumentParser:
+    def add(name: str, run, text: str, example: str, sized: bool = True) -> argparse.ArgumentParser:
         command = commands.add_parser(
             name, help=text, description=text, epilog=f"example: dotlib {name} {example}",
         )  # fmt: skip
         command.set_defaults(run=run)
-        command.add_argument("--profile", default="quick", help=f"one of {', '.join(PROFILES)}; quick by default")
+        if sized:
+            command.add_argument("--profile", default="quick", help=f"one of {', '.join(PROFILES)}; quick by default")
         return command
 
+    command = add("simulate", _simulate, "Simulate a dataset file, or continue it.", "--profile smoke --workers 2")
+    for name, kind, text in (
+        ("family", str, "of the phantoms"), ("phantoms", int, "their number"), ("seed", int, "of the phantoms"),
+        ("grid", int, "voxels a side of the forward model"), ("out", Path, "the file; its place in data/ by default"),
+        ("workers", int, "processes; one for each core by default"),
+    ):  # fmt: skip
+        command.add_argument(f"--{name}", type=kind, help=text + ("" if ";" in text else "; the profile's by default"))
+    command.add_argument("--precise", action="store_true", default=None, help="fp64 outer loop")
+    command = add("check", _check, "Verify every record of a dataset file.", "data/own.h5", sized=False)
+    command.add_argument("file", type=Path, help="a file of `dotlib simulate`, or of the same schema")
     for name, run, text in (
         ("study", _study, "Compute the missing runs of a study (arms x paired seeds)."),
         ("status", _status, "Show where each run of a study stands."),
@@ -55,6 +66,42 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("part", help="phantoms or training")
     command.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser
+
+
+def _simulate(arguments: argparse.Namespace) -> None:
+    from .data import dataset, simulate, store
+
+    if arguments.workers is not None and arguments.workers < 1:
+        raise ConfigError(f"--workers {arguments.workers}: a positive number is accepted")
+    base = profile(arguments.profile).base.data
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    fields = base.model_dump() | {name: given[name] for name in ("family", "phantoms", "seed") if name in given}
+    measurements = (base.measurements or Measurements()).model_dump()
+    fields["measurements"] = measurements | {name: given[name] for name in ("grid", "precise") if name in given}
+    config = validate(Data, fields, "simulate")
+    path = arguments.out or dataset.location(config)
+    simulate.simulate(config, path, arguments.workers)
+    with store.File(path) as file:
+        file.require(store.identity(config))
+        print(f"{path}: {len(file)} phantoms, {file.excluded.sum()} of them excluded by their checks")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from . import plots
+    from .data import checks
+
+    report = checks.report(arguments.file)
+    print(f"{arguments.file}: {len(report.faults)} phantoms, {len(report.bad)} excluded")
+    if report.bad:
+        print(report.counts.to_string(index=False), *report.bad, sep="\n")
+    if report.changed:
+        print(f"the file's own checks differ for {report.changed} phantoms")
+    picture = arguments.file.with_suffix(".png")
+    try:
+        plots.dataset_summary(**checks.sample(arguments.file, report.faults == 0)).savefig(picture)
+        print(f"summary: {picture}")
+    except OSError as error:
+        print(f"no summary: {error}")
 
 
 def _runs(arguments: argparse.Namespace) -> dict:

@@ -159,16 +159,18 @@ def _base(data: Data, width: int, epochs: int, batch: int) -> Config:
 
 PROFILES: dict[str, Profile] = {
     "smoke": Profile(
-        _base(Data(phantoms=24, fractions=(4, 1, 1), grid=16), width=4, epochs=2, batch=8),
+        _base(Data(phantoms=24, fractions=(4, 1, 1), grid=16, measurements=Measurements()), width=4, epochs=2, batch=8),
         seeds=2, trivial=4, trivial_grid=32,
     ),
     # half the width, so that two cores have the time for 512 steps of 16
     "quick": Profile(
-        _base(Data(phantoms=384, fractions=(4, 1, 1), grid=32), width=8, epochs=32, batch=16),
+        _base(
+            Data(phantoms=384, fractions=(4, 1, 1), grid=32, measurements=Measurements()), width=8, epochs=32, batch=16
+        ),
         seeds=3, trivial=32, trivial_grid=64,
     ),
     "full": Profile(
-        _base(Data(phantoms=5000, grid=64), width=16, epochs=100, batch=32),
+        _base(Data(phantoms=5000, grid=64, measurements=Measurements()), width=16, epochs=100, batch=32),
         seeds=10, trivial=160, trivial_grid=64,
     ),
 }  # fmt: skip

@@ -104,6 +104,28 @@ def seeds(values: pd.DataFrame, label: str, levels: Mapping[str, float]) -> Figu
     return _released(figure)
 
 
+def dataset_summary(separation: np.ndarray, log_amplitude: np.ndarray, sigma: np.ndarray, radius: np.ndarray) -> Figure:
+    """A dataset at a glance: separations, log-amplitude over separation, its sd, sizes of the inclusions.
+
+    Flat arrays: the first three of one pair each (mm, ln, ln), the last of one inclusion each (mm); an empty one leaves
+    its panel empty.
+    """
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(2, 2, figsize=(TEXT_WIDTH, 0.8 * TEXT_WIDTH))
+        kept = np.isfinite(log_amplitude)
+        axes[0, 0].hist(separation, bins=40)
+        axes[0, 0].set(xlabel="separation (mm)", ylabel=f"pairs (n = {len(separation):,})")
+        axes[0, 1].hist2d(separation[kept], log_amplitude[kept], bins=60, cmin=1, cmap="viridis")
+        axes[0, 1].set(xlabel="separation (mm)", ylabel="ln A")
+        positive = sigma[sigma > 0]
+        low, high = (positive.min(), positive.max()) if positive.size else (0.001, 1)
+        axes[1, 0].hist(positive, bins=np.geomspace(low, 1.001 * high, 41))
+        axes[1, 0].set(xscale="log", xlabel="sd of ln A", ylabel="pairs")
+        axes[1, 1].hist(radius, bins=40)
+        axes[1, 1].set(xlabel="equivalent radius (mm)", ylabel=f"inclusions (n = {len(radius):,})")
+    return _released(figure)
+
+
 def _released(figure: Figure) -> Figure:
     """The figure, no longer pyplot's: a notebook shows it where it is named, once."""
     plt.close(figure)

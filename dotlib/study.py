@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 import sys
-import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import exca
@@ -25,6 +23,7 @@ from . import config as configuration
 from . import trainer
 from .config import Config, ConfigError
 from .data import dataset
+from .workers import cpu_cores, end_with_driver
 
 
 class StudyError(RuntimeError):
@@ -40,7 +39,7 @@ class Run(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid")
     config: Config
-    data: str  # digest of its phantoms and split
+    data: str  # what tells its phantoms, readings and split apart
     infra: exca.TaskInfra = exca.TaskInfra(version="1", mode="retry")
 
     @infra.apply
@@ -55,17 +54,17 @@ class Run(pydantic.BaseModel):
 def runs(arms: Iterable[str], profile: str, seeds: int, store: Path) -> dict[tuple[str, int], Run]:
     """The runs of a study, by (arm, seed): seeds 0, 1, ... are paired over the arms.
 
-    A run's name holds its data's digest and the precision that this machine resolves: neither is ever mixed up.
+    A run's name holds its data's key and the precision that this machine resolves: neither is ever mixed up.
     """
     _quieten()
-    digests = functools.cache(lambda data: dataset.load(data).digest)
+    keys = functools.cache(dataset.key)
     wanted = {}
     for arm in arms:
         for seed in range(seeds):
             config = configuration.arm(arm, profile, seed)
             resolved = str(trainer.precision(config.training.precision, trainer.device())).endswith("bfloat16")
             config = configuration.replace(config, {"training.precision": "bf16" if resolved else "fp32"})
-            wanted[arm, seed] = Run(config=config, data=digests(config.data), infra={"folder": store})
+            wanted[arm, seed] = Run(config=config, data=keys(config.data), infra={"folder": store})
     return wanted
 
 
@@ -94,6 +93,8 @@ def compute(wanted: dict[tuple[str, int], Run]) -> None:
     missing = {key: run for key, run in wanted.items() if run.infra.status() != "completed"}
     if not missing:
         return
+    for data in {run.config.data for run in missing.values()}:
+        dataset.prepare(data)
     gpus, cores = torch.cuda.device_count(), cpu_cores()
     # as if nothing were done yet: a run's threads, and so its bits, do not depend on when it is continued
     threads = max(1, cores // min(len(wanted), gpus or cores))
@@ -131,15 +132,9 @@ def _until_interrupted(futures: Iterable[Future], pool: ProcessPoolExecutor) -> 
         raise
 
 
-def cpu_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _start_worker(slots, threads: int, gpu: bool) -> None:
     _quieten()
-    # a worker must not outlive a killed driver and go on holding its run's lock
-    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+    end_with_driver()
     slot = slots.get()
     if gpu:
         torch.cuda.set_device(slot)

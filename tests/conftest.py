@@ -68,3 +68,24 @@ def nothing_computes(monkeypatch):
 
     monkeypatch.setattr(study, "ProcessPoolExecutor", lambda *arguments: pytest.fail("workers were started"))
     monkeypatch.setattr(trainer, "fit", lambda *arguments: pytest.fail("a run was trained"))
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory):
+    """A small dataset file, simulated by two workers: its path. Not to be changed."""
+    import tiny
+
+    from dotlib.data import simulate
+
+    path = tmp_path_factory.mktemp("recorded") / "small.h5"
+    simulate.simulate(tiny.RECORDED, path, workers=2)
+    return path
+
+
+@pytest.fixture
+def columns(recorded):
+    """All columns of the first six phantoms of that file, in memory, but what the file derives from them."""
+    from dotlib.data import store
+
+    with store.File(recorded) as file:
+        return {name: file.raw(name, 0, 6) for name in file.names if name not in store.DERIVED}

@@ -27,16 +27,21 @@ def leaves(model, prefix=""):
 
 def other(value, annotation):
     """A legal value of the field beside the one that it has, or None where there is but one."""
-    if typing.get_origin(annotation) is typing.Literal:
-        return next((choice for choice in typing.get_args(annotation) if choice != value), None)
+    for kind in (annotation, *typing.get_args(annotation)):
+        if typing.get_origin(kind) is typing.Literal:
+            return next((choice for choice in typing.get_args(kind) if choice != value), None)
     if isinstance(value, tuple):
         return (other(value[0], None), *value[1:])
     if value is None:
         return 2
-    return value + 1 if isinstance(value, int) else value / 2
+    if isinstance(value, int):
+        return value + 1
+    return value / 2 if value == 1 else (value + 1) / 2
 
 
-CHANGES = {path: other(value, annotation) for path, value, annotation in leaves(BASE)}
+# where one source, detector or pair more is legal too
+MEASURED = config.replace(BASE, {"data.measurements": {"sources": 1, "detectors": 4, "pairs": 2}})
+CHANGES = {path: other(value, annotation) for path, value, annotation in leaves(MEASURED)}
 CHANGES = {path: value for path, value in CHANGES.items() if value is not None}
 
 
@@ -173,9 +178,10 @@ def test_default_fields_are_no_part_of_the_digest(size):
 
 
 def test_digest_changes_with_every_field():
-    assert {"data.fractions", "optim.betas", "optim.clip", "training.patience", "seed"} <= set(CHANGES)
-    digests = {config.replace(BASE, {path: value}).digest() for path, value in CHANGES.items()}
-    assert len(digests | {BASE.digest()}) == len(CHANGES) + 1
+    some = {"data.fractions", "data.measurements.noise.dropout", "optim.betas", "training.patience", "seed"}
+    assert some <= set(CHANGES)
+    digests = {config.replace(MEASURED, {path: value}).digest() for path, value in CHANGES.items()}
+    assert len(digests | {BASE.digest(), MEASURED.digest()}) == len(CHANGES) + 2
 
 
 def test_digest_is_that_of_the_values():

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scene import FREQUENCY, phantom
 
 from dotlib import config, trainer
 from dotlib.data import phantoms
+from dotlib.physics import diffusion
 
 pytestmark = pytest.mark.gpu
 RUN = config.replace(config.arm("stage1-onecycle", "smoke"), {"training.epochs": 4})
@@ -16,6 +18,17 @@ def test_rasterised_volume_and_labels_do_not_depend_on_the_device():
     there = phantoms.rasterise(tables, 64, "cuda").cpu()
     torch.testing.assert_close(there, phantoms.rasterise(tables, 64), atol=2e-4, rtol=0)
     assert (phantoms.labels(tables, 64, "cuda").cpu() != phantoms.labels(tables, 64)).float().mean() < 1e-4
+
+
+@pytest.mark.parametrize(("precise", "tolerance"), [(False, 1e-4), (True, 1e-8)])
+def test_readings_on_cuda_are_those_of_the_cpu(precise, tolerance):
+    scenes = [phantom(32, i) for i in range(3)]
+    probes = [np.stack([getattr(seen, name) for _, seen, _ in scenes]) for name in ("sources", "detectors", "pairs")]
+    here, there = (
+        diffusion.readings([medium for medium, *_ in scenes], *probes, FREQUENCY, precise=precise, device=device)
+        for device in ("cpu", "cuda")
+    )
+    np.testing.assert_allclose(there, here, rtol=tolerance)
 
 
 def test_training_on_cuda_follows_the_cpu(tmp_path):

@@ -1,18 +1,21 @@
 """The command line: what it accepts, what it says, and its exit codes."""
 
+import dataclasses
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dotlib import __main__ as command
 from dotlib import bench, config, study, workbook
+from dotlib.data import phantoms, simulate, store
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("study", "status", "workbook", "bench")
+COMMANDS = ("simulate", "check", "study", "status", "workbook", "bench")
 
 
 @pytest.fixture
@@ -35,6 +38,12 @@ def refused(capsys, code, *arguments):
 @pytest.mark.parametrize(
     ("line", "parts"),
     [
+        ("simulate --profile large", ("unknown profile 'large'", "smoke, quick, full")),
+        ("simulate --profile smoke --family flat", ("simulate: family = 'flat'", "default")),
+        ("simulate --profile smoke --phantoms 0", ("simulate: phantoms = 0", "greater than 0")),
+        ("simulate --profile smoke --grid 20", ("simulate: measurements.grid = 20", "16, 32, 48, 64")),
+        ("simulate --profile smoke --workers 0", ("--workers 0", "positive")),
+        ("check none.h5", ("none.h5", "no such file")),
         ("study 4.9", ("unknown study '4.9'", "4.2-baseline")),
         ("status 4.9", ("unknown study '4.9'", "4.2-baseline")),
         ("study 4.2-baseline --profile large", ("unknown profile 'large'", "smoke, quick, full")),
@@ -51,17 +60,29 @@ def refused(capsys, code, *arguments):
 def test_bad_input_is_one_line(project, capsys, line, parts):
     err = refused(capsys, 2, *line.split())
     assert all(part in err for part in parts), err
-    assert not (project / "runs").exists()
+    assert not (project / "runs").exists() and not (project / "data").exists()
 
 
-@pytest.mark.parametrize("line", ["study 4.2-baseline", "status 4.2-baseline", "workbook --profile smoke"])
+@pytest.mark.parametrize("line", ["simulate", "study 4.2-baseline", "status 4.2-baseline", "workbook --profile smoke"])
 def test_outside_the_project_is_one_line(tmp_path, monkeypatch, capsys, line):
     monkeypatch.chdir(tmp_path)
     assert "not inside the project" in refused(capsys, 2, *line.split())
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("line", ["", "simulate", "study", "bench", "status x --seeds many", "study x --on mars"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "reconstruct",
+        "check",
+        "simulate --grid fine",
+        "study",
+        "bench",
+        "status x --seeds many",
+        "study x --on mars",
+    ],
+)
 def test_wrong_usage_ends_with_2(capsys, line):
     with pytest.raises(SystemExit) as end:
         command.main(line.split())
@@ -78,7 +99,7 @@ def test_help_shows_an_example_that_is_accepted(capsys, monkeypatch, name):
     program, *example = shlex.split(re.search(r"example: (.*)", capsys.readouterr().out)[1])
     assert program == "dotlib" and example[0] == name
     given = command._parser().parse_args(example)
-    assert given.profile in config.PROFILES
+    assert getattr(given, "profile", "quick") in config.PROFILES
     assert getattr(given, "study", "4.2-baseline") in config.STUDIES
     assert getattr(given, "part", "phantoms") in bench.PARTS
 
@@ -99,6 +120,46 @@ def test_failure_ends_with_1_and_its_line(project, capsys, monkeypatch, error):
 
     monkeypatch.setattr(study, "compute", fail)
     assert refused(capsys, 1, "study", "4.2-baseline", "--profile", "smoke") == f"dotlib: {error}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "workers", "name"),
+    [
+        ("", {}, None, "data/default-24-16-"),
+        ("--family deep --phantoms 7 --seed 5", {"family": "deep", "phantoms": 7, "seed": 5}, None, "data/deep-7-16-"),
+        ("--grid 48 --precise", {"measurements": {"grid": 48, "precise": True}}, None, "data/default-24-48-"),
+        ("--workers 3 --out own.h5", {}, 3, "notebooks/own.h5"),
+    ],
+)
+def test_simulate_writes_the_file_that_was_asked_for(project, capsys, monkeypatch, options, changes, workers, name):
+    asked = []
+
+    def simulated(c, path, workers):
+        asked.append((c, workers))
+        path.parent.mkdir(exist_ok=True)
+        columns = {"ellipsoids": phantoms.sample(c.family, 3, 0), "checks": np.array([0, 0, 1], "i4")}
+        store.write(path, columns, {"configuration": store.identity(c)})
+
+    monkeypatch.setattr(simulate, "simulate", simulated)
+    assert command.main(["simulate", "--profile", "smoke", *options.split()]) == 0
+    base = config.PROFILES["smoke"].base.data.model_dump() | {"measurements": {}}
+    assert asked == [(config.Data.model_validate(base | changes), workers)]
+    out = capsys.readouterr().out
+    assert out.endswith(": 3 phantoms, 1 of them excluded by their checks\n")
+    assert str((project / "notebooks" / out.split(": ")[0]).relative_to(project)).startswith(name)
+
+
+def test_simulate_refuses_a_file_of_another_configuration(project, capsys, recorded):
+    err = refused(capsys, 2, "simulate", "--profile", "smoke", "--out", str(recorded))
+    assert f"{recorded}: holds" in err
+
+
+def test_status_of_the_full_profile_simulates_nothing(project, capsys, monkeypatch):
+    measured = config.replace(config.PROFILES["full"].base, {"data.measurements": {}})
+    monkeypatch.setitem(config.PROFILES, "full", dataclasses.replace(config.PROFILES["full"], base=measured))
+    monkeypatch.setattr(simulate, "simulate", lambda *arguments: pytest.fail("simulated"))
+    assert command.main(["status", "4.2-baseline", "--profile", "full", "--seeds", "1"]) == 0
+    assert capsys.readouterr().out.count("missing") == 4 and not (project / "data").exists()
 
 
 @pytest.mark.parametrize(("options", "seeds"), [([], 2), (["--seeds", "0"], 2), (["--seeds", "3"], 3)])

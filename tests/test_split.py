@@ -40,16 +40,53 @@ def test_split_is_stable_when_phantoms_are_appended(tables):
     np.testing.assert_array_equal(split.strata(phantoms.sample("default", 50, 0)), stratum[:50])
 
 
-def test_split_balances_the_strata(tables):
-    stratum = split.strata(tables[:2000])
+@pytest.fixture(scope="module")
+def sigma():
+    """Standard deviations of 25 pairs of 5,000 phantoms, median pairs about the edge of good and poor."""
+    rng = np.random.default_rng(5)
+    spread = rng.lognormal(0, 0.2, (5000, 1, 1)) * rng.lognormal(0, 0.8, (5000, 25, 2))
+    return (split.QUALITY_EDGE * spread).astype("f4")
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_split_balances_the_strata(tables, sigma, measured):
+    n = 4000 if measured else 2000
+    stratum = split.strata(tables[:n], sigma[:n] if measured else None)
     labels = split.split(stratum, FRACTIONS, 0)
     counts = np.array([np.bincount(labels[stratum == s], minlength=3) for s in np.unique(stratum)])
-    assert len(counts) == 12 and counts.sum(1).min() > 50
+    assert len(counts) == (24 if measured else 12) and counts.sum(1).min() > 50
     expected = counts.sum(1, keepdims=True) * np.array(FRACTIONS) / sum(FRACTIONS)
     assert np.abs(counts - expected).max() < 2
     shuffled = np.random.default_rng(0).permutation(labels)
     drawn = np.array([np.bincount(shuffled[stratum == s], minlength=3) for s in np.unique(stratum)])
     assert stats.chi2_contingency(counts).statistic < 0.1 * stats.chi2_contingency(drawn).statistic
+
+
+def test_quality_is_above_or_below_the_edge_by_the_median_pair(tables):
+    rows, edge = tables[:4], np.float32(split.QUALITY_EDGE)
+    sigma = np.full((4, 5, 2), 9, dtype="f4")  # of phases, that do not count
+    sigma[..., 0] = edge * np.array([[0.9] * 5, [1.1] * 5, [0.1, 0.1, 0.9, 9, 9], [0.1, 0.1, 1.1, 9, 9]])
+    assert ((split.strata(rows, sigma) - split.strata(rows)) // 16).tolist() == [0, 1, 0, 1]
+    assert split.strata(None, sigma).tolist() == [0, 16, 0, 16]
+
+
+def test_measured_split_is_stable_when_phantoms_are_appended(tables, sigma):
+    excluded = np.random.default_rng(1).random(1000) < 0.1
+    labels = split.split(split.strata(tables[:1000], sigma[:1000]), FRACTIONS, 3, excluded)
+    for n in (1, 17, 384, 999):
+        first = split.split(split.strata(tables[:n], sigma[:n]), FRACTIONS, 3, excluded[:n])
+        np.testing.assert_array_equal(first, labels[:n])
+
+
+def test_excluded_phantoms_are_in_no_set_and_count_for_none(tables):
+    stratum, excluded = split.strata(tables[:500]), np.zeros(500, dtype=bool)
+    excluded[[0, 7, 8, 300]] = True
+    labels = split.split(stratum, FRACTIONS, 0, excluded)
+    np.testing.assert_array_equal(np.flatnonzero(labels == -1), np.flatnonzero(excluded))
+    assert np.abs(np.bincount(labels[~excluded]) - 496 * np.array(FRACTIONS) / 20).max() < 2
+    assert (split.split(stratum, FRACTIONS, 0, np.ones(500, dtype=bool)) == -1).all()
+    none = split.split(stratum, FRACTIONS, 0, np.zeros(500, dtype=bool))
+    np.testing.assert_array_equal(none, split.split(stratum, FRACTIONS, 0))
 
 
 def test_split_is_drawn_by_its_seed(tables):

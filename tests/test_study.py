@@ -1,6 +1,5 @@
 """Studies: every run computed once and kept, whatever fails or is started twice."""
 
-import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -12,7 +11,7 @@ from tiny import Inline, Stop, a_run, states
 
 from dotlib import config, study, trainer
 from dotlib.config import ConfigError
-from dotlib.data import dataset
+from dotlib.data import dataset, split
 from dotlib.study import StudyError
 
 ARMS = ("stage1-adam", "stage1-onecycle")
@@ -116,7 +115,7 @@ def test_runs_are_arms_with_paired_seeds(tmp_path):
     assert list(wanted) == [(arm, seed) for arm in ARMS for seed in range(3)]
     for (arm, seed), run in wanted.items():
         assert run.config == resolved(arm, seed)
-        assert run.data == dataset.load(run.config.data).digest
+        assert run.data == dataset.key(run.config.data)
     assert len(set(folders(wanted))) == 6
     assert folders(wanted) == folders(study.runs(ARMS, "smoke", 3, tmp_path))
     assert not any(tmp_path.iterdir())
@@ -127,8 +126,7 @@ def test_run_of_other_data_or_precision_is_another_run(tmp_path, monkeypatch, wh
     """The same configuration, once phantoms are drawn or split in another way, or on another machine."""
     before = folders(study.runs(ARMS, "smoke", 1, tmp_path))
     if what == "data":
-        plain = dataset.load
-        monkeypatch.setattr(dataset, "load", lambda c: dataclasses.replace(data := plain(c), labels=data.labels[::-1]))
+        monkeypatch.setattr(dataset, "split", lambda *arguments: split.split(*arguments)[::-1])
     else:
         other = torch.float32 if resolved(ARMS[0], 0).training.precision == "bf16" else torch.bfloat16
         monkeypatch.setattr(trainer, "precision", lambda wanted, on: other)

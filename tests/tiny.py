@@ -9,12 +9,22 @@ import torch
 from dotlib import checkpoint, config, losses, study, trainer
 
 EPOCHS, TRAIN, TEST = 5, 16, 4
+# three blocks, the last of them not full
+RECORDED = config.Data(
+    phantoms=36, grid=32, seed=3, measurements=config.Measurements(sources=4, detectors=12, pairs=24)
+)
 MEASURED = ("samples_per_second", "gpu_peak_mb", "resident_mb")
 
 
 def tiny(arm="stage1-onecycle", precision="fp32", epochs=EPOCHS, seed=0, **changes):
-    """An arm in the smoke profile with a tiny network; `optim__lr` in `changes` stands for `optim.lr`."""
-    fields = {"model.width": 2, "model.code": 8, "training.precision": precision, "training.epochs": epochs}
+    """An arm in the smoke profile with a tiny network and no readings; `optim__lr` in `changes` is `optim.lr`."""
+    fields = {
+        "data.measurements": None,
+        "model.width": 2,
+        "model.code": 8,
+        "training.precision": precision,
+        "training.epochs": epochs,
+    }
     fields |= {path.replace("__", "."): value for path, value in changes.items()}
     return config.replace(config.arm(arm, "smoke", seed), fields)
 
@@ -100,6 +110,9 @@ class Inline:
         return self
 
     def __exit__(self, *arguments):
+        pass
+
+    def shutdown(self, **options):
         pass
 
     def submit(self, work, run):

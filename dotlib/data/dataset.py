@@ -1,26 +1,41 @@
-"""The dataset of a configuration: phantoms, their split, and volumes on the device that needs them."""
+"""The dataset of a configuration: phantoms, readings, their split, and volumes on the device that needs them."""
 
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..config import Data
-from . import phantoms
+from ..config import Data, root
+from . import phantoms, store
 from .split import NAMES, digest, split, strata
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Phantom tables `(P, 6, 13)` and their split; `digest` freezes both."""
+    """Phantoms and their split: 0, 1, 2 as in NAMES, -1 for a phantom that failed its checks.
 
-    ellipsoids: np.ndarray
+    `ellipsoids` `(P, 6, 13)` is None where a user's file has no such tables; `path` is the file of the readings, None
+    where there are none.
+    """
+
+    ellipsoids: np.ndarray | None
     labels: np.ndarray
     grid: int
+    path: Path | None = None
+    content: str = ""  # hash of the file's arrays
 
     @property
     def digest(self) -> str:
-        return digest(self.ellipsoids, self.labels)
+        """Hash that freezes phantoms, readings and split."""
+        tables = np.empty(0, "f4") if self.ellipsoids is None else self.ellipsoids
+        plain = digest(tables, self.labels)
+        return hashlib.sha256((plain + self.content).encode()).hexdigest()[:16] if self.content else plain
 
     @property
     def voxel(self) -> float:
@@ -29,27 +44,130 @@ class Dataset:
 
     def part(self, name: str) -> np.ndarray:
         """The tables of `train`, `validation` or `test`."""
+        if self.ellipsoids is None:
+            raise store.StoreError(f"{self.path}: dataset 'ellipsoids' is missing")
         return self.ellipsoids[self.labels == NAMES.index(name)]
+
+    def measurements(self, name: str, *columns: str) -> dict[str, np.ndarray]:
+        """Readings of one part, read from the file: columns of `store` by name; without a choice `store.MEASURED`."""
+        if self.path is None:
+            raise ValueError("dataset: data.measurements is None: these phantoms have no readings")
+        chosen = self.labels == NAMES.index(name)
+        with store.File(self.path) as file:
+            file.excluded |= self.labels < 0
+            return {column: _chosen(file, column, chosen) for column in columns or store.MEASURED}
 
     def volumes(self, name: str, device="cpu", dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Anti-aliased volumes of one part, (P, 2, D, H, W), mm^-1; 5,000 of 64^3 in float16 take 5.2 GB."""
+        if self.ellipsoids is None:
+            return torch.from_numpy(self.measurements(name, "volumes")["volumes"]).to(device, dtype)
         return phantoms.rasterise(self.part(name), self.grid, device, dtype)
 
     def mean(self, name: str) -> torch.Tensor:
         """Mean volume of one part, (2, D, H, W), mm^-1."""
+        if self.ellipsoids is None:
+            return self.volumes(name).mean(0)
         tables = self.part(name)
         chunks = (phantoms.rasterise(tables[i : i + 64], self.grid).sum(0) for i in range(0, len(tables), 64))
         return sum(chunks) / len(tables)
 
     def tissue(self, name: str, device="cpu") -> torch.Tensor:
         """Tissue masks of one part, (P, D, H, W) bool."""
+        if self.ellipsoids is None:
+            return torch.from_numpy(self.measurements(name, "mask")["mask"]).to(device)
         return phantoms.labels(self.part(name), self.grid, device) > 0
 
 
-def load(config: Data) -> Dataset:
-    """Draw the phantoms of a configuration and split them."""
-    ellipsoids = phantoms.sample(config.family, config.phantoms, config.seed)
-    return Dataset(ellipsoids, split(strata(ellipsoids), config.fractions, config.seed), config.grid)
+def _chosen(file: store.File, column: str, chosen: np.ndarray) -> np.ndarray:
+    """The chosen phantoms of one column, without the others in memory beside them."""
+    blocks = range(0, len(file), 16 * store.BLOCK)
+    return np.concatenate([file.read(column, i, i + blocks.step)[chosen[i : i + blocks.step]] for i in blocks])
+
+
+def load(config: Data, folder: Path | None = None) -> Dataset:
+    """The phantoms of a configuration and their split; with measurements from its file, simulated where it is missing.
+
+    The files lie in `folder`, the project's data/ by default.
+    """
+    if config.measurements is None:
+        tables = _tables(config.family, config.phantoms, config.seed)
+        return Dataset(tables, split(strata(tables), config.fractions, config.seed), config.grid)
+    prepare(config, folder)
+    return read(location(config, folder), config.grid, config.fractions, config.seed, store.identity(config))
+
+
+def read(
+    path: Path,
+    grid: int | None = None,
+    fractions: tuple[int, int, int] | None = None,
+    seed: int = 0,
+    identity: str | None = None,
+) -> Dataset:
+    """The dataset of any file of the schema, a user's own too; volumes of ellipsoids are rasterised at `grid`.
+
+    With `fractions` the phantoms are split anew, else as the file says, or 70 / 15 / 15 %. Phantoms that failed their
+    checks (examined here where the file does not say) are in no part, and a line on standard error counts them. Raises
+    StoreError for a file that cannot be used, or that holds another configuration than `identity`.
+    """
+    from . import checks
+
+    with store.File(path) as file:
+        if identity is not None:
+            file.require(identity)
+        if "checks" not in file:
+            file.excluded = checks.examine_file(file) != 0
+        tables = file.read("ellipsoids") if "ellipsoids" in file else None
+        if fractions is None and "split" in file:
+            labels = np.where(file.excluded, np.int8(-1), file.read("split"))
+            if not np.isin(labels, (-1, 0, 1, 2)).all():
+                raise store.StoreError(f"{path}: split holds {np.unique(labels).tolist()}; accepted: -1, 0, 1, 2")
+        else:
+            known = tables, file.raw("sigma") if "sigma" in file else None
+            stratum = np.zeros(len(file), np.int8) if known[0] is None and known[1] is None else strata(*known)
+            labels = split(stratum, fractions or Data.model_fields["fractions"].default, seed, file.excluded)
+        if file.excluded.any():
+            print(
+                f"{path}: {file.excluded.sum()} of {len(file)} phantoms are excluded; `dotlib check` lists them",
+                file=sys.stderr,
+            )
+        own = file.sizes.get("D")
+        if tables is None and own is not None and grid not in (None, own):
+            raise store.StoreError(f"{path}: volumes of {own}^3, not {grid}^3")
+        return Dataset(tables, labels, grid or own or 64, Path(path), file.content())
+
+
+def prepare(config: Data, folder: Path | None = None, workers: int | None = None) -> Path | None:
+    """See to it that the file of a configuration exists; None where it needs none."""
+    if config.measurements is None:
+        return None
+    if not (file := location(config, folder)).exists():
+        from . import simulate  # with the solver: what reads a file does without it
+
+        simulate.simulate(config, file, workers)
+    return file
+
+
+def location(config: Data, folder: Path | None = None) -> Path:
+    """The file of a configuration: `<family>-<phantoms>-<grid>-<hash>.h5`; the hash knows the sampled tables too."""
+    grid = config.measurements.grid or config.grid
+    held = store.identity(config).encode() + _tables(config.family, config.phantoms, config.seed).tobytes()
+    name = f"{config.family}-{config.phantoms}-{grid}-{hashlib.sha256(held).hexdigest()[:12]}.h5"
+    return (root() / "data" if folder is None else folder) / name
+
+
+def key(config: Data) -> str:
+    """What tells the data of two configurations apart, without simulating; without measurements their digest."""
+    plain = load(config.model_copy(update={"measurements": None})).digest
+    if config.measurements is None:
+        return plain
+    return hashlib.sha256((plain + location(config, Path()).name).encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=4)
+def _tables(family: str, n: int, seed: int) -> np.ndarray:
+    tables = phantoms.sample(family, n, seed)
+    tables.setflags(write=False)  # shared
+    return tables
 
 
 def standard(volumes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

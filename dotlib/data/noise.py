@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dotlib.config import Noise
+from ..config import Noise
 
 STREAM = 5  # of random numbers
 QUANTILE = 0.995  # of a probe's amplitudes: the reference amplitude

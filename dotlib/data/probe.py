@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
-from dotlib.data import phantoms
-from dotlib.data.phantoms import AXES, CENTRE, EXPONENT, QUATERNION
+from . import phantoms
+from .phantoms import AXES, CENTRE, EXPONENT, QUATERNION
 
 STREAM = 4  # of random numbers
 MAX_DRAWS = 100

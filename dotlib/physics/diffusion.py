@@ -37,7 +37,7 @@ class ConvergenceError(RuntimeError):
         super().__init__(
             f"diffusion: object {index}: residual {residual:.2g} after {MOST} iterations, not {tolerance:g}"
         )
-        self.index, self.residual = index, residual
+        self.index, self.residual, self.tolerance = index, residual, tolerance
 
 
 @dataclass(frozen=True)
@@ -209,23 +209,33 @@ def readings(
     The fields are solved from whichever side has fewer optodes. Raises ValueError, one line, for an optode off its
     surface or a bad medium, and ConvergenceError.
     """
-    systems, here, there = [], [], []
+    together = 1 if torch.device(device).type == "cpu" else len(media)  # one field at a time bounds the memory
+    out = []
+    for first in range(0, len(media), together):
+        part = slice(first, first + together)
+        optodes = [np.asarray(values[part]) for values in (sources, detectors, pairs)]
+        out += _batch(media[part], *optodes, (frequency, n, device), precise, first)
+    return np.stack(out)
+
+
+def _batch(media, sources, detectors, pairs, light: tuple, precise: bool, first: int) -> list[np.ndarray]:
+    few = sources.shape[1] < detectors.shape[1]
+    systems, lit, read = [], [], []
     for index, medium in enumerate(media):
         try:
-            system = assemble(medium, frequency, n, device)
-            sides = [
-                system.optodes(
-                    torch.as_tensor(points[index], dtype=torch.float64, device=device), name == "source", name
-                )
-                for name, points in (("source", sources), ("detector", detectors))
-            ]
+            systems.append(assemble(medium, *light))
+            above, below = (
+                torch.as_tensor(v[index], dtype=torch.float64, device=light[2]) for v in (detectors, sources)
+            )
+            source, detector = systems[-1].optodes(below, True, "source"), systems[-1].optodes(above, False, "detector")
         except ValueError as error:
-            raise ValueError(f"object {index}: {error}") from None
-        systems.append(system)
-        here.append(sides[np.shape(sources)[1] >= np.shape(detectors)[1]])
-        there.append(sides[np.shape(sources)[1] < np.shape(detectors)[1]])
-    fields = solve(systems, [o.columns(len(s.cells)) for o, s in zip(here, systems, strict=True)], precise)
-    tables = [o.read(phi).cpu().numpy().astype(complex) for o, phi in zip(there, fields, strict=True)]  # (there, here)
-    if np.shape(sources)[1] >= np.shape(detectors)[1]:
-        return np.stack([t[pair[:, 0], pair[:, 1]] for t, pair in zip(tables, np.asarray(pairs), strict=True)])
-    return np.stack([t[pair[:, 1], pair[:, 0]] for t, pair in zip(tables, np.asarray(pairs), strict=True)])
+            raise ValueError(f"object {first + index}: {error}") from None
+        lit.append((source if few else detector).columns(len(systems[-1].cells)))
+        read.append(detector if few else source)
+    try:
+        fields = solve(systems, lit, precise)
+    except ConvergenceError as error:
+        raise ConvergenceError(first + error.index, error.residual, error.tolerance) from None
+    tables = [operator.read(phi).cpu().numpy() for operator, phi in zip(read, fields, strict=True)]
+    order = (1, 0) if few else (0, 1)  # rows are those that read
+    return [table[pair[:, order[0]], pair[:, order[1]]] for table, pair in zip(tables, pairs, strict=True)]

@@ -1,0 +1,281 @@
+"""The dataset file: one HDF5 schema, written whole or not at all, every fault of a file that is read as one line.
+
+Letters in a shape stand for sizes that the datasets of a file share: P phantoms, S sources, K detectors, M pairs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from ..config import Data
+
+SCHEMA = 1
+PHYSICS = 1  # raised by hand whenever the same configuration would give other readings
+BLOCK = 16  # phantoms of a shard, and of a chunk of the file
+LIBVER = ("v110", "v110")  # the oldest format whose metadata have checksums too
+
+
+class StoreError(ValueError):
+    """A dataset file that cannot be used, as one line: file, dataset, phantom."""
+
+
+class Column(NamedTuple):
+    """Shape, type and unit of one dataset."""
+
+    shape: tuple[str | int, ...]
+    dtype: str
+    unit: str
+
+
+COLUMNS = {
+    "ellipsoids": Column(("P", 6, 13), "f4", "mm, mm^-1"),
+    "volumes": Column(("P", 2, "D", "H", "W"), "f4", "mm^-1"),
+    "mask": Column(("P", "D", "H", "W"), "?", ""),
+    "sources": Column(("P", "S", 3), "f4", "mm"),
+    "detectors": Column(("P", "K", 3), "f4", "mm"),
+    "pairs": Column(("P", "M", 2), "i2", "0-based"),
+    "log_amplitude": Column(("P", "M"), "f4", "ln"),
+    "phase": Column(("P", "M"), "f4", "rad"),
+    "sigma": Column(("P", "M", 2), "f4", "ln, rad"),
+    "phi_clean": Column(("P", "M"), "c8", "mm^-2"),
+    "family": Column(("P",), "S16", ""),
+    "split": Column(("P",), "i1", ""),
+    "strata": Column(("P",), "i1", ""),
+    "checks": Column(("P",), "i4", ""),
+}
+MEASURED = ("sources", "detectors", "pairs", "log_amplitude", "phase", "sigma")
+DERIVED = ("split", "strata", "checks")  # not part of a shard's digest
+LOST = ("log_amplitude", "phase")  # NaN in both: a pair that was lost
+
+
+def identity(config: Data) -> str:
+    """What a dataset file holds, as JSON: its configuration without the split and without the grid of the volumes."""
+    held = config.model_dump(mode="json", exclude_defaults=True, exclude={"fractions", "grid"})
+    held["measurements"] = {**held["measurements"], "grid": config.measurements.grid or config.grid}
+    return json.dumps({**held, "physics": PHYSICS}, sort_keys=True)
+
+
+def digest(columns: Mapping[str, np.ndarray]) -> bytes:
+    """Hash of a shard's arrays."""
+    held = hashlib.sha256()
+    for name in COLUMNS:
+        if name in columns and name not in DERIVED:
+            held.update(np.ascontiguousarray(columns[name]).tobytes())
+    return held.hexdigest()[:16].encode()
+
+
+def create(file: h5py.File, columns: Mapping[str, np.ndarray], total: int, attributes: Mapping[str, str | int]) -> None:
+    """Attributes, and empty datasets for `total` phantoms like those in `columns`."""
+    file.attrs["schema"] = SCHEMA
+    for name, value in attributes.items():
+        # of fixed length: those of variable length lie where nothing checks them
+        file.attrs[name] = np.bytes_(value) if isinstance(value, str) else value
+    for name, array in columns.items():
+        dataset = file.create_dataset(
+            name, (total, *array.shape[1:]), COLUMNS[name].dtype, track_times=False, fletcher32=True,
+            chunks=(min(BLOCK, total), *array.shape[1:]),
+        )  # fmt: skip
+        dataset.attrs["unit"] = np.bytes_(COLUMNS[name].unit)
+    shards = -(-total // BLOCK)
+    file.create_dataset("digests", (shards,), "S16", track_times=False, fletcher32=True, chunks=(shards,))
+
+
+class _Disk(io.FileIO):
+    """A file whose failures to write are kept from HDF5, which would leave it half open; `error` is the first."""
+
+    error: OSError | None = None
+
+    def write(self, data) -> int:
+        rest = memoryview(data).cast("B")
+        try:
+            while rest and not self.error:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file that takes its name when it is finished and on the disk: a name that is there is a whole file."""
+    part = path.with_suffix(".tmp")
+    with _Disk(part, "w+") as disk:
+        try:
+            with h5py.File(disk, "w", libver=LIBVER) as file:
+                yield file
+        finally:
+            if disk.error:
+                raise disk.error
+        os.fsync(disk.fileno())
+    os.replace(part, path)
+
+
+def write(path: Path, columns: Mapping[str, np.ndarray], attributes: Mapping[str, str | int]) -> None:
+    """Write one shard."""
+    with writing(path) as file:
+        create(file, columns, len(columns["checks"]), attributes)
+        for name, array in columns.items():
+            file[name][:] = array
+        file["digests"][:] = digest(columns)
+
+
+class File:
+    """A dataset file whose schema has been checked, for use in a `with`; its length is the number of phantoms.
+
+    `excluded` `(P,)` marks the phantoms that failed their checks: those may hold anything. Raises StoreError for a file
+    that is missing, truncated or damaged, of another schema, or whose datasets have other shapes, types or units.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise StoreError(f"{path}: no such file")
+        try:
+            self._file = h5py.File(path, "r", locking=False)  # a file in its place is never changed
+        except OSError:
+            raise StoreError(f"{path}: truncated, damaged, or no HDF5 file") from None
+        try:
+            self._check()
+            self.excluded = self.raw("checks") != 0 if "checks" in self else np.zeros(len(self), dtype=bool)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> File:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return self.sizes["P"]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def attribute(self, name: str) -> str:
+        """A text attribute of the file, empty where it is missing."""
+        value = self._file.attrs.get(name, b"")
+        return value.decode() if isinstance(value, bytes) else str(value)
+
+    def require(self, identity: str) -> None:
+        """StoreError unless the file holds this configuration."""
+        if (held := self.attribute("configuration")) != identity:
+            raise StoreError(f"{self.path}: holds {held or 'no configuration'}, not {identity}")
+
+    def raw(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The values of phantoms `start` ... `stop - 1`, as they are; a bad checksum is an error."""
+        stop, dataset = len(self) if stop is None else min(stop, len(self)), self._file[name]
+        out = np.empty((stop - start, *dataset.shape[1:]), dataset.dtype)
+        step = dataset.chunks[0] if dataset.chunks else len(self)
+        for low in range(start - start % step, stop, step):
+            a, b = max(low, start), min(low + step, stop)
+            with self._sound(f"{name}: phantoms {low}-{min(low + step, len(self)) - 1} are damaged (checksum)"):
+                out[a - start : b - start] = dataset[a:b]
+        return out
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """`raw`, and an error where a phantom that is not excluded has a NaN or infinity that the schema forbids."""
+        if name not in self:
+            raise StoreError(f"{self.path}: dataset {name!r} is missing; the file has {', '.join(self.names)}")
+        out = self.raw(name, start, stop)
+        bad = ~finite(name, out) & ~self.excluded[start : start + len(out)]
+        if bad.any():
+            raise StoreError(f"{self.path}: {name}: phantom {start + bad.argmax()} is not finite")
+        return out
+
+    def digests(self) -> list[bytes]:
+        """The digest of each shard, recomputed; StoreError where it is not the stored one."""
+        kept, found = self._kept(), []
+        for i in range(0, len(self), BLOCK):
+            found.append(digest({name: self.raw(name, i, i + BLOCK) for name in self.names if name not in DERIVED}))
+            if kept and found[-1] != kept[i // BLOCK]:
+                last = min(i + BLOCK, len(self)) - 1
+                raise StoreError(f"{self.path}: phantoms {i}-{last} are damaged (digest of the shard)")
+        return found
+
+    def content(self) -> str:
+        """Hash of the file's arrays: of the stored digests where there are any."""
+        return hashlib.sha256(b"".join(self._kept() or self.digests())).hexdigest()[:16]
+
+    def _kept(self) -> list[bytes]:
+        with self._sound("digests are damaged (checksum)"):
+            return list(self._file["digests"][:]) if "digests" in self._file else []
+
+    @contextlib.contextmanager
+    def _sound(self, otherwise: str) -> Iterator[None]:
+        """HDF5's errors on damaged data, of many types, as one line."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except (OSError, RuntimeError, LookupError, TypeError, ValueError):
+            raise StoreError(f"{self.path}: {otherwise}") from None
+
+    def _check(self) -> None:
+        with self._sound("damaged"):
+            self._check_schema({name: self._file[name] for name in self._file})
+
+    def _check_schema(self, found: Mapping[str, h5py.Dataset]) -> None:
+        schema = self._file.attrs.get("schema")
+        if schema is None or np.ndim(schema) or schema != SCHEMA:
+            raise StoreError(f"{self.path}: schema {schema}; accepted: {SCHEMA}")
+        if unknown := sorted(set(found) - {*COLUMNS, "digests"}):
+            raise StoreError(f"{self.path}: unknown dataset {unknown[0]!r}; accepted: {', '.join(COLUMNS)}")
+        self.names = [name for name in COLUMNS if name in found]
+        self._check_complete()
+        self.sizes: dict[str, int] = {}
+        for name in self.names:
+            self._check_column(name, found[name])
+
+    def _check_complete(self) -> None:
+        wanted = [("volumes", "mask")] if {"volumes", "mask"} & set(self.names) else []
+        if set(MEASURED) & set(self.names) or not {"ellipsoids", "volumes", "mask"} & set(self.names):
+            wanted.append(MEASURED)
+        for group in wanted:
+            if missing := [name for name in group if name not in self.names]:
+                raise StoreError(f"{self.path}: dataset {missing[0]!r} is missing; wanted: {', '.join(group)}")
+
+    def _check_column(self, name: str, dataset: h5py.Dataset) -> None:
+        want = COLUMNS[name]
+        if not isinstance(dataset, h5py.Dataset):
+            raise StoreError(f"{self.path}: {name} is no dataset")
+        free = len(dataset.shape or ()) == len(want.shape)
+        if free:
+            for letter, size in zip(want.shape, dataset.shape, strict=True):
+                if isinstance(letter, str):
+                    self.sizes.setdefault(letter, size)
+        shape = tuple(self.sizes.get(letter, letter) for letter in want.shape)
+        if not free or dataset.shape != shape or 0 in shape:
+            raise StoreError(f"{self.path}: {name} has shape {dataset.shape}; accepted: {shape}, none of them 0")
+        if dataset.dtype != np.dtype(want.dtype):
+            raise StoreError(f"{self.path}: {name} has type {dataset.dtype}; accepted: {np.dtype(want.dtype)}")
+        unit = dataset.attrs.get("unit", b"" if not want.unit else None)
+        unit = unit.decode() if isinstance(unit, bytes) else unit
+        if unit != want.unit:
+            raise StoreError(f"{self.path}: {name} has unit {unit!r}; accepted: {want.unit!r}")
+
+
+def finite(name: str, values: np.ndarray) -> np.ndarray:
+    """Which phantoms `(P,)` hold finite numbers, where the schema asks for numbers.
+
+    Unused rows of a table are NaN, and so are the readings of a lost pair.
+    """
+    if values.dtype.kind not in "fc":
+        return np.ones(len(values), dtype=bool)
+    good = np.isfinite(values)
+    if name == "ellipsoids":
+        good[:, 1:] |= np.isnan(values[:, 1:]).all(-1, keepdims=True)
+    if name in LOST:
+        good |= np.isnan(values)
+    return good.reshape(len(values), -1).all(1)
