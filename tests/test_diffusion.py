@@ -237,6 +237,23 @@ def test_optode_off_the_surface_is_one_line(away):
         read(there, dataclasses.replace(seen, detectors=detectors))
 
 
+def test_pair_of_separation_zero_is_one_line():
+    there, seen, _ = phantom(16)
+    detectors = seen.detectors.copy()
+    detectors[seen.pairs[5, 1]] = seen.sources[seen.pairs[5, 0]]
+    with bad(rf"object 0: pair 5: source {seen.pairs[5, 0]} and detector {seen.pairs[5, 1]} coincide"):
+        read(there, dataclasses.replace(seen, detectors=detectors))
+
+
+@pytest.mark.parametrize("pair", [(50, 0), (0, 40), (-1, 0)])
+def test_pair_of_no_optodes_is_one_line(pair):
+    there, seen, _ = phantom(16)
+    pairs = seen.pairs.copy()
+    pairs[7] = pair
+    with bad(rf"object 0: pair 7 is \({pair[0]}, {pair[1]}\); indices below \(50, 40\) are accepted"):
+        read(there, dataclasses.replace(seen, pairs=pairs))
+
+
 def test_negative_frequency_is_one_line():
     there, seen, _ = phantom(16)
     with bad(r"object 0: diffusion: frequency -1.0 Hz; 0 or more is accepted"):

@@ -1,7 +1,5 @@
 """The patch probe against areas of a fine mesh of the surface, closed forms, and the laws of its draws."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -155,11 +153,6 @@ def test_pairs_are_sorted_distinct_and_in_range(measured):
         np.testing.assert_allclose(probe.separations(p.sources, p.detectors, p.pairs), separation)
 
 
-def test_users_check_accepts_what_is_drawn(measured):
-    for _, rows, p in measured:
-        probe.check(Surface(rows[0]), p.sources, p.detectors, p.pairs)
-
-
 def test_phantom_and_probe_turn_together(measured):
     for i, (before, after, p) in enumerate(measured):
         turn = probe.frame(before[0], np.random.default_rng([probe.STREAM, 3, i]))
@@ -275,79 +268,3 @@ def test_tissue_without_a_probe_is_one_line(column, value, message):
     row[column] = value
     with pytest.raises(ValueError, match=f"^probe: {message}$"):
         probe.scatter(row, 1, np.random.default_rng(0))
-
-
-USERS = (tissue((26, 27, 28), TURN, 2), Patch(sources=6, detectors=8, per_source=4, pairs=24))
-
-
-def users(kind, change):
-    """A good probe with one fault: its array `kind`, changed."""
-    p = probe.place(*USERS, np.random.default_rng(0))
-    return replace(p, **{kind: change(getattr(p, kind).astype(np.float64 if kind != "pairs" else np.int64))})
-
-
-def put(index, value):
-    def change(array):
-        array[index] = value
-        return array
-
-    return change
-
-
-def moved(k, factor):
-    def change(points):
-        points[k] *= factor
-        return points
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("kind", "change", "message"),
-    [
-        ("sources", moved(3, 1.05), r"source 3 is 1\.\d\d mm outside the surface; accepted: within 0\.1 mm"),
-        ("detectors", moved(7, 0.95), r"detector 7 is 1\.\d\d mm inside the surface; accepted: within 0\.1 mm"),
-        ("sources", put((2, 1), np.nan), r"source 2 is at \[.*nan.*\]; accepted: finite numbers"),
-        ("detectors", put((0, 0), np.inf), r"detector 0 is at \[inf.*\]; accepted: finite numbers"),
-        ("sources", lambda x: x[:, :2], r"sources are float64 of shape \(6, 2\); accepted: real numbers \(n, 3\)"),
-        ("sources", lambda x: x[:0], r"sources are float64 of shape \(0, 3\); .*"),
-        ("detectors", lambda x: x[0], r"detectors are float64 of shape \(3,\); .*"),
-        ("detectors", lambda x: x.astype(str), r"detectors are <U32 of shape \(8, 3\); .*"),
-        ("pairs", put((5, 1), 8), r"pair 5 names detector 8; accepted: 0-7"),
-        ("pairs", put((9, 0), 6), r"pair 9 names source 6; accepted: 0-5"),
-        ("pairs", put((0, 0), -1), r"pair 0 names source -1; accepted: 0-5"),
-        ("pairs", lambda x: x.T, r"pairs are int64 of shape \(2, 24\); accepted: integers \(M, 2\)"),
-        ("pairs", lambda x: x.astype(float), r"pairs are float64 of shape \(24, 2\); accepted: integers \(M, 2\)"),
-        ("pairs", lambda x: x[:0], r"pairs are int64 of shape \(0, 2\); .*"),
-    ],
-)
-def test_fault_in_a_users_probe_is_one_line(kind, change, message):
-    p = users(kind, change)
-    with pytest.raises(ValueError, match=f"^probe: {message}$"):
-        probe.check(Surface(USERS[0]), p.sources, p.detectors, p.pairs)
-
-
-def test_pair_of_separation_zero_is_one_line():
-    p = probe.place(*USERS, np.random.default_rng(0))
-    source, detector = p.pairs[10]
-    detectors = p.detectors.copy()
-    detectors[detector] = p.sources[source]
-    with pytest.raises(ValueError, match=f"^probe: source {source} and detector {detector} coincide$"):
-        probe.check(Surface(USERS[0]), p.sources, detectors, p.pairs)
-    others = p.pairs[(p.pairs != (source, detector)).any(1)]
-    probe.check(Surface(USERS[0]), p.sources, detectors, others)  # optodes that are not paired may touch
-
-
-def test_optodes_without_a_known_surface_may_lie_anywhere():
-    p = users("sources", moved(3, 1.5))
-    probe.check(None, p.sources, p.detectors, p.pairs)
-
-
-def test_tolerance_is_a_tenth_of_a_millimetre():
-    ball, pairs = Surface(tissue((28, 28, 28), UNTURNED, 2)), np.array([[0, 0]])
-    detector = np.array([[28.0, 0, 0]])
-    for height in (28.09, 27.91):
-        probe.check(ball, np.array([[0, 0, height]]), detector, pairs)
-    for height, side in ((28.11, "outside"), (27.89, "inside")):
-        with pytest.raises(ValueError, match=rf"^probe: source 0 is 0\.11 mm {side} the surface; .*$"):
-            probe.check(ball, np.array([[0, 0, height]]), detector, pairs)

@@ -6,11 +6,9 @@ in mm.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy.spatial.transform import Rotation
 
 from . import phantoms
@@ -18,7 +16,7 @@ from .phantoms import AXES, CENTRE, EXPONENT, QUATERNION
 
 STREAM = 4  # of random numbers
 MAX_DRAWS = 100
-TOLERANCE = 0.1  # mm between a user's optode and the surface
+TOLERANCE = 0.1  # mm between an optode and the surface
 Z = np.array([0.0, 0.0, 1.0])
 
 
@@ -176,41 +174,3 @@ def separations(sources: np.ndarray, detectors: np.ndarray, pairs: np.ndarray) -
     """Straight-line distance of each pair, `(M,)` float64, mm."""
     steps = np.asarray(sources, dtype=np.float64)[pairs[:, 0]] - np.asarray(detectors, dtype=np.float64)[pairs[:, 1]]
     return np.linalg.norm(steps, axis=1)
-
-
-def check(surface: Callable | None, sources: np.ndarray, detectors: np.ndarray, pairs: np.ndarray) -> None:
-    """Refuse a probe that cannot be simulated; ValueError, one line, for the first fault found.
-
-    Optodes are finite `(n, 3)` and within 0.1 mm of the surface (a callable that returns signed distances first; None
-    where no surface is known), pairs are integers `(M, 2)` that name optodes, and no pair's optodes coincide.
-    """
-    optodes = {"source": np.asarray(sources), "detector": np.asarray(detectors)}
-    for name, points in optodes.items():
-        _check_points(name, points, surface)
-    pairs = np.asarray(pairs)
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs) or pairs.dtype.kind not in "iu":
-        raise ValueError(f"probe: pairs are {pairs.dtype} of shape {pairs.shape}; accepted: integers (M, 2)")
-    for column, (name, points) in zip(pairs.T, optodes.items(), strict=True):
-        wrong = np.flatnonzero((column < 0) | (column >= len(points)))
-        if wrong.size:
-            raise ValueError(f"probe: pair {wrong[0]} names {name} {column[wrong[0]]}; accepted: 0-{len(points) - 1}")
-    touching = pairs[separations(*optodes.values(), pairs) == 0]
-    if len(touching):
-        raise ValueError("probe: source {} and detector {} coincide".format(*touching[0]))
-
-
-def _check_points(name: str, points: np.ndarray, surface: Callable | None) -> None:
-    if points.ndim != 2 or points.shape[1] != 3 or not len(points) or points.dtype.kind not in "fiu":
-        raise ValueError(f"probe: {name}s are {points.dtype} of shape {points.shape}; accepted: real numbers (n, 3)")
-    wrong = np.flatnonzero(~np.isfinite(points).all(1))
-    if wrong.size:
-        raise ValueError(f"probe: {name} {wrong[0]} is at {points[wrong[0]].tolist()}; accepted: finite numbers")
-    if surface is None:
-        return
-    distance = surface(torch.as_tensor(points, dtype=torch.float64))[0].numpy()
-    wrong = np.flatnonzero(~(np.abs(distance) <= TOLERANCE))
-    if wrong.size:
-        off, side = abs(distance[wrong[0]]), "outside" if distance[wrong[0]] > 0 else "inside"
-        raise ValueError(
-            f"probe: {name} {wrong[0]} is {off:.2f} mm {side} the surface; accepted: within {TOLERANCE} mm"
-        )

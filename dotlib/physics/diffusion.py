@@ -207,8 +207,10 @@ def readings(
 
     Sources (P, S, 3) and detectors (P, K, 3) lie on the surfaces, mm; pairs (P, M, 2) are 0-based (source, detector).
     The fields are solved from whichever side has fewer optodes. Raises ValueError, one line, for an optode off its
-    surface or a bad medium, and ConvergenceError.
+    surface, for a pair of no optodes or of separation 0, or for a bad medium; and ConvergenceError.
     """
+    for index, wired in enumerate(zip(sources, detectors, pairs, strict=True)):
+        _check_pairs(index, *map(np.asarray, wired))
     together = 1 if torch.device(device).type == "cpu" else len(media)  # one field at a time bounds the memory
     out = []
     for first in range(0, len(media), together):
@@ -216,6 +218,20 @@ def readings(
         optodes = [np.asarray(values[part]) for values in (sources, detectors, pairs)]
         out += _batch(media[part], *optodes, (frequency, n, device), precise, first)
     return np.stack(out)
+
+
+def _check_pairs(index: int, sources: np.ndarray, detectors: np.ndarray, pairs: np.ndarray) -> None:
+    most = (len(sources), len(detectors))
+    if (wrong := ((pairs < 0) | (pairs >= most)).any(1)).any():
+        first = wrong.argmax()
+        raise ValueError(
+            f"object {index}: pair {first} is {tuple(map(int, pairs[first]))}; indices below {most} are accepted"
+        )
+    if (touching := (sources[pairs[:, 0]] == detectors[pairs[:, 1]]).all(1)).any():
+        first = touching.argmax()
+        raise ValueError(
+            f"object {index}: pair {first}: source {pairs[first, 0]} and detector {pairs[first, 1]} coincide"
+        )
 
 
 def _batch(media, sources, detectors, pairs, light: tuple, precise: bool, first: int) -> list[np.ndarray]:
