@@ -5,7 +5,6 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from . import config as configuration
 from . import trainer
+from .bench_forward import bench_forward
+from .bench_rows import rate, row
 from .config import Profile
 from .data import dataset, phantoms
 from .evaluation import network
-
-REPEATS = 5
 
 
 def run(part: str, profile: Profile, as_json: bool = False) -> None:
@@ -30,42 +29,26 @@ def run(part: str, profile: Profile, as_json: bool = False) -> None:
     kind = torch.cuda.get_device_name() if trainer.device() == "cuda" else torch.backends.cpu.get_cpu_capability()
     machine = f"{platform.machine()} {kind}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}"
     if as_json:
-        for row in rows:
-            print(json.dumps(row | {"machine": machine}))
+        for line in rows:
+            print(json.dumps(line | {"machine": machine}))
     else:
         print(f"{part}: {machine}")
         print(pd.DataFrame(rows).to_string(index=False, float_format="%.3g", na_rep=""))
-
-
-def _rate(work: Callable[[], object], n: int, repeats: int = REPEATS) -> float:
-    """n per second of the median repeat, after one warm-up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return n / statistics.median(times)
-
-
-def _row(name: str, value: float, unit: str, baseline: str = "", base: float | None = None, n: int = REPEATS) -> dict:
-    ratio = value / base if base else None
-    return {"name": name, "value": value, "unit": unit, "baseline": baseline, "ratio": ratio, "n": n}
 
 
 def bench_phantoms(profile: Profile) -> list[dict]:
     """Sampling against one call a phantom; rasterising against every ellipsoid on every voxel."""
     n, grid = 32, profile.base.data.grid
     tables = phantoms.sample("default", n, 0)
-    many = _rate(lambda: phantoms.sample("default", 500, 0), 500)
-    single = _rate(lambda: [phantoms.sample("default", 1, 0, first=i) for i in range(50)], 50)
-    rows = [_row("sample, one call a phantom", single, "phantoms/s")]
-    rows.append(_row("sample", many, "phantoms/s", rows[0]["name"], single))
+    many = rate(lambda: phantoms.sample("default", 500, 0), 500)
+    single = rate(lambda: [phantoms.sample("default", 1, 0, first=i) for i in range(50)], 50)
+    rows = [row("sample, one call a phantom", single, "phantoms/s")]
+    rows.append(row("sample", many, "phantoms/s", rows[0]["name"], single))
     for g in sorted({grid, 64}):
-        whole = _rate(lambda g=g: [rasterise_everywhere(t, g) for t in tables[:4]], 4, 3)
-        fast = _rate(lambda g=g: phantoms.rasterise(tables, g), n)
-        rows.append(_row(f"rasterise {g}^3, every voxel", whole, "phantoms/s", n=3))
-        rows.append(_row(f"rasterise {g}^3", fast, "phantoms/s", rows[-1]["name"], whole))
+        whole = rate(lambda g=g: [rasterise_everywhere(t, g) for t in tables[:4]], 4, 3)
+        fast = rate(lambda g=g: phantoms.rasterise(tables, g), n)
+        rows.append(row(f"rasterise {g}^3, every voxel", whole, "phantoms/s", n=3))
+        rows.append(row(f"rasterise {g}^3", fast, "phantoms/s", rows[-1]["name"], whole))
     return rows
 
 
@@ -75,14 +58,14 @@ def rasterise_everywhere(rows: np.ndarray, grid: int) -> Tensor:
     x = (torch.arange(grid) + 0.5) * voxel - phantoms.CUBE / 2
     points = torch.stack(torch.meshgrid(x, x, x, indexing="ij"), -1)
     volume, tissue = torch.zeros(2, grid, grid, grid), None
-    for row in rows[np.isfinite(rows[:, phantoms.MUA])].astype(np.float64):
-        matrix = phantoms.Rotation.from_quat(row[phantoms.QUATERNION]).as_matrix()
-        axes = torch.tensor(row[phantoms.AXES], dtype=torch.float32)
-        body = (points - torch.tensor(row[phantoms.CENTRE]).float()) @ torch.tensor(matrix).float() / axes
+    for part in rows[np.isfinite(rows[:, phantoms.MUA])].astype(np.float64):
+        matrix = phantoms.Rotation.from_quat(part[phantoms.QUATERNION]).as_matrix()
+        axes = torch.tensor(part[phantoms.AXES], dtype=torch.float32)
+        body = (points - torch.tensor(part[phantoms.CENTRE]).float()) @ torch.tensor(matrix).float() / axes
         f = body.square().sum(-1).clamp_min(1e-12).sqrt()
         slope = (body / axes).square().sum(-1).sqrt() / f
         fraction = (0.5 - (f**3 - 1) / (3 * voxel * slope)).clamp(0, 1)
-        value = torch.tensor(row[phantoms.MUA :]).float().view(2, 1, 1, 1)
+        value = torch.tensor(part[phantoms.MUA :]).float().view(2, 1, 1, 1)
         if tissue is None:
             tissue, volume = fraction, volume + value
         else:
@@ -92,25 +75,26 @@ def rasterise_everywhere(rows: np.ndarray, grid: int) -> Tensor:
 
 def bench_training(profile: Profile) -> list[dict]:
     """Whole epochs of `fit`, validation included, against the naive loop; then the share of a bf16 product's speed."""
-    base = configuration.replace(profile.base, {"model.width": 16, "training.epochs": 3, "model.name": "legacy"})
+    changes = {"data.measurements": None, "model.width": 16, "training.epochs": 3, "model.name": "legacy"}
+    base = configuration.replace(profile.base, changes)
     names = ("legacy, naive loop: fp32, contiguous, dense SSIM, .item()", "legacy, the same without SSIM")
     naive, plain = naive_loop(base), naive_loop(base, dense_ssim=False)
-    rows = [_row(names[0], naive, "samples/s", n=3), _row(names[1], plain, "samples/s", names[0], naive, 3)]
+    rows = [row(names[0], naive, "samples/s", n=3), row(names[1], plain, "samples/s", names[0], naive, 3)]
     for name in ("legacy", "stage1"):
         config = configuration.replace(base, {"model.name": name})
         with tempfile.TemporaryDirectory() as folder:
             history = trainer.fit(config, Path(folder))
         seen = history.info["samples_seen"] / len(history.epochs)
-        rate = seen / history.epochs["seconds"].median()
+        speed = seen / history.epochs["seconds"].median()
         rows += [
-            _row(f"{name}, fit ({history.info['precision']})", rate, "samples/s", baseline, base_rate, 3)
+            row(f"{name}, fit ({history.info['precision']})", speed, "samples/s", baseline, base_rate, 3)
             for baseline, base_rate in zip(names, (naive, plain), strict=True)
         ]
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(config)(torch.zeros(2, 2, *[config.data.grid] * 3))
-        speed = 3 * counter.get_total_flops() / 2 * rate / 1e9  # backward costs twice the forward pass
+        arithmetic = 3 * counter.get_total_flops() / 2 * speed / 1e9  # backward costs twice the forward pass
         peak = product_speed(trainer.precision("auto", trainer.device()))
-        rows.append(_row(f"{name}, arithmetic", speed, "GFLOP/s", "a 2048^3 matrix product", peak, 3))
+        rows.append(row(f"{name}, arithmetic", arithmetic, "GFLOP/s", "a 2048^3 matrix product", peak, 3))
     return rows
 
 
@@ -123,7 +107,7 @@ def product_speed(dtype: torch.dtype) -> float:
         if a.is_cuda:
             torch.cuda.synchronize()
 
-    return _rate(work, 1) * 2 * 2048**3 / 1e9
+    return rate(work, 1) * 2 * 2048**3 / 1e9
 
 
 def naive_loop(config: configuration.Config, dense_ssim: bool = True, steps: int = 4) -> float:
@@ -153,4 +137,4 @@ def naive_loop(config: configuration.Config, dense_ssim: bool = True, steps: int
     return batch / statistics.median(times[1:])
 
 
-PARTS = {"phantoms": bench_phantoms, "training": bench_training}
+PARTS = {"phantoms": bench_phantoms, "training": bench_training, "forward": bench_forward}

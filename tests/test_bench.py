@@ -1,13 +1,14 @@
 """Benchmarks: what they print, and that a baseline does the same work."""
 
 import json
+import time
 
 import numpy as np
 import pytest
 import torch
 
 from dotlib import __main__ as command
-from dotlib import bench, config
+from dotlib import bench, bench_forward, bench_rows, config
 from dotlib.data import phantoms
 
 KEYS = {"name", "value", "unit", "baseline", "ratio", "n", "machine"}
@@ -38,6 +39,10 @@ def assert_rows(rows, outside=()):
     assert any(row["ratio"] for row in rows)
 
 
+def of_unit(rows, unit):
+    return [row for row in rows if row["unit"] == unit]
+
+
 def test_phantoms_prints_a_json_object_a_line(capsys):
     rows = rows_of("phantoms", capsys)
     assert_rows(rows)
@@ -52,8 +57,37 @@ def test_training_prints_a_json_object_a_line(capsys):
     assert shares and all(0 < share < 1.1 for share in shares)
 
 
+def test_forward_prints_a_json_object_a_line(capsys):
+    """Rates are rows like any other; exponents, iterations and memory have no baseline."""
+    rows = rows_of("forward", capsys)
+    rates = [row for row in rows if row["unit"].endswith("/s")]
+    assert_rows(rates)
+    assert {"readings 16^3", "readings 16^3, direct solve (splu)"} <= {row["name"] for row in rates}
+    assert {row["unit"] for row in rows if row not in rates} == {"1", "GB", "iterations"}
+    assert [row["name"].rsplit(" ", 1)[1] for row in of_unit(rows, "1")] == ["phantoms", "optodes", "voxels"]
+    assert all(np.isfinite(row["value"]) for row in of_unit(rows, "1"))
+    assert of_unit(rows, "iterations")[0]["value"] < 100 and 0.05 < of_unit(rows, "GB")[0]["value"] < 100
+
+
+def test_direct_readings_are_those_of_the_model():
+    """What the model is measured against does the same work."""
+    found, expected = bench_forward.readings(16, "cpu", 2)(), bench_forward.direct_readings(16)().numpy()
+    assert found.shape == (2, 1000)
+    np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), rtol=1e-4)
+
+
+def test_matrix_is_the_operator():
+    s, b = bench_forward.system(16, "cpu")
+    np.testing.assert_allclose(bench_forward.matrix(s) @ b.numpy(), s.apply(b), rtol=1e-12, atol=1e-14)
+
+
+def test_exponent_is_the_slope_of_a_power_law():
+    seconds = [3 * n**1.5 for n in (1, 2, 4, 8)]
+    assert bench_forward.exponent("n", (1, 2, 4, 8), seconds)["value"] == pytest.approx(1.5)
+
+
 def test_table_names_the_machine_and_leaves_missing_ratios_empty(capsys, monkeypatch):
-    rows = [bench._row("slow", 2.0, "runs/s"), bench._row("fast", 6.0, "runs/s", "slow", 2.0)]
+    rows = [bench_rows.row("slow", 2.0, "runs/s"), bench_rows.row("fast", 6.0, "runs/s", "slow", 2.0)]
     monkeypatch.setitem(bench.PARTS, "part", lambda profile: rows)
     bench.run("part", config.profile("smoke"))
     title, head, slow, fast = capsys.readouterr().out.splitlines()
@@ -63,7 +97,7 @@ def test_table_names_the_machine_and_leaves_missing_ratios_empty(capsys, monkeyp
 
 
 def test_unknown_part_is_one_line():
-    with pytest.raises(config.ConfigError, match=r"^unknown benchmark 'sleep'; accepted: phantoms, training$"):
+    with pytest.raises(config.ConfigError, match=r"^unknown benchmark 'sleep'; accepted: phantoms, training, forward$"):
         bench.run("sleep", config.profile("smoke"))
 
 
@@ -74,8 +108,8 @@ def test_rate_is_that_of_the_median_after_a_warm_up(monkeypatch):
         nonlocal now
         now += next(costs)
 
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: now)
-    assert bench._rate(work, 10, repeats=3) == 10 / 2
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    assert bench_rows.rate(work, 10, repeats=3) == 10 / 2
 
 
 @pytest.mark.parametrize("family", ["default", "none", "many"])

@@ -74,7 +74,9 @@ FLOORS = {
     "plots": (5,),
     "plots_light": (5, "plots"),
     "report": (5, "plots"),
-    "bench": (5,),
+    "bench_rows": (5,),
+    "bench_forward": (5, "bench_rows"),
+    "bench": (5, "bench_forward", "bench_rows"),
     "workbook": (5, "plots", "report"),
     "__main__": (5, "bench", "plots", "report", "workbook"),
 }
