@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import resource
 import sys
 from collections.abc import Callable, Sequence
@@ -173,8 +172,7 @@ def traffic(grid: int) -> list[dict]:
     """Iterations to convergence, and bytes that the fused sweeps move, a block of columns on each thread."""
     s, b = system(grid, "cpu", LANES * torch.get_num_threads())
     sweeps = Ssor(s.cells.neighbour.numpy(), s.coupling.numpy(), s.diag.numpy())
-    converged = lambda k: sweeps.solve([b[:, :LANES]], diffusion.TOLERANCE, k)[1][0] <= diffusion.TOLERANCE  # noqa: E731
-    iterations = 1 + bisect.bisect_left(range(1, diffusion.MOST), True, key=converged)
+    iterations = sweeps.solve([b[:, :LANES]], diffusion.TOLERANCE, diffusion.MOST)[2]
     n = 2 * REPEATS
     few, many = (1 / rate(lambda k=k: sweeps.solve([b], 0.0, k), 1, n) for k in (FEW, MANY))
     moved = TRAFFIC * len(s.cells) * torch.get_num_threads() * (MANY - FEW)

@@ -52,14 +52,18 @@ class Noise(Frozen):
 
 
 class Measurements(Frozen):
-    """Frequency-domain readings of one patch probe a phantom, simulated on `grid` (that of the volumes if None)."""
+    """Frequency-domain readings of one patch probe a phantom, simulated on `grid`.
+
+    None is the grid of the volumes, 32 at least: on coarser ones an optode's surroundings reach its neighbours, and
+    fluence may come out negative.
+    """
 
     frequency: float = Field(140e6, ge=0)  # Hz
     n: float = Field(1.33, ge=1)  # refractive index of the tissue, in air
     sources: Positive = 50
     detectors: Positive = 40
     pairs: Positive = 1000
-    grid: Literal[16, 32, 48, 64, 96] | None = None
+    grid: Literal[32, 48, 64, 96] | None = None
     precise: bool = False  # fp64 outer loop
     noise: Noise = Noise()
 
@@ -83,6 +87,11 @@ class Data(Frozen):
     seed: int = Field(0, ge=0)
     grid: Literal[16, 32, 64]
     measurements: Measurements | None = None
+
+    @property
+    def light_grid(self) -> int:
+        """The grid on which readings are simulated."""
+        return (self.measurements and self.measurements.grid) or max(self.grid, 32)
 
 
 class Model(Frozen):

@@ -4,11 +4,12 @@ import dataclasses
 import itertools
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from scene import FREQUENCY, SPHERES, medium, phantom, pooled, sphere_error, tissue
+from scene import FREQUENCY, SPHERES, medium, patch, phantom, pooled, sphere_error, tissue
 from scipy.sparse.linalg import splu
 from scipy.spatial.transform import Rotation
 
@@ -21,6 +22,50 @@ CASES = range(len(SPHERES))
 
 def tensor(points):
     return torch.as_tensor(points, dtype=torch.float64)
+
+
+def two_layers(shell, core, radius, inner, cosine, orders=220):
+    """Fluence on the surface of a sphere with a concentric core, source one 1/musp of the shell below the surface.
+
+    Each order of the Legendre series is a_l i_l(k r) in the core and, in the shell, the source's own field plus
+    b_l i_l(k r) + c_l k_l(k r); fluence and D times its slope are continuous, and Robin's condition holds outside.
+    """
+    with mpmath.workdps(40):
+        (D1, k1), (D2, k2) = (
+            (
+                d := 1 / (3 * mpmath.mpf(mua + musp)),
+                mpmath.sqrt((mua + 2j * mpmath.pi * FREQUENCY * 1.33 / green.C) / d),
+            )
+            for mua, musp in (core, shell)
+        )
+        robin, source = 2 * mpmath.mpf(float(green.boundary_parameter(1.33))) * D2, radius - 1 / mpmath.mpf(shell[1])
+
+        def value(kind, order, z):
+            return (kind(order + mpmath.mpf(1) / 2, z)) / mpmath.sqrt(z)
+
+        def both(kind, order, k, r):
+            """A radial function and its slope by r."""
+            z, sign = k * r, 1 if kind is mpmath.besseli else -1
+            here = value(kind, order, z)
+            return here, k * (sign * value(kind, order + 1, z) + order / z * here)
+
+        series = []
+        for order in range(orders):
+            (a, da), (i, di), (q, dq) = (
+                both(kind, order, k, inner)
+                for kind, k in ((mpmath.besseli, k1), (mpmath.besseli, k2), (mpmath.besselk, k2))
+            )
+            (up, dup), (down, ddown) = (both(kind, order, k2, radius) for kind in (mpmath.besseli, mpmath.besselk))
+            iz, kz = (value(kind, order, k2 * source) for kind in (mpmath.besseli, mpmath.besselk))
+            grows, falls = up + robin * dup, down + robin * ddown
+            # below the source its own field is kz i_l, above it iz k_l; b and c in units of i_l and k_l at the core
+            system = mpmath.matrix(
+                [[1, -1, -1], [D1 * da / a, -D2 * di / i, -D2 * dq / q], [0, 1, falls / q * i / grows]]
+            )
+            right = mpmath.matrix([kz * i, D2 * kz * di, -iz * falls * i / grows])
+            _, b, c = mpmath.lu_solve(system, right)
+            series.append(complex((2 * order + 1) * (iz * down + b * up / i + c * down / q)))
+    return np.polynomial.legendre.legval(cosine, series)
 
 
 def read(there, seen, precise=True, frequency=FREQUENCY):
@@ -42,29 +87,45 @@ def matrix(system):
     return (sp.coo_matrix((-c, (row, column)), (n, n)) + sp.diags(system.diag.numpy())).tocsc()
 
 
-# the table of what must be reached: median and 95 % quantile of ln A, then of the phase in degrees
+# median and 95 % quantile of |ln A|, then of the phase in degrees; asked for are 0.035, 0.09, 1.05, 1.85 at 32^3 and
+# 0.008, 0.025, 0.15, 0.35 at 64^3: the bounds here are closer to what is reached
 def test_sphere_at_32_is_within_the_bounds():
-    (amplitude, phase) = pooled(32, CASES)
-    assert amplitude[0] < 0.035 and amplitude[1] < 0.09
-    assert phase[0] < 1.05 and phase[1] < 1.85
+    assert (pooled(32, CASES) < [[0.02, 0.065], [0.42, 1.15]]).all()
 
 
 def test_sphere_at_64_is_within_the_bounds():
-    (amplitude, phase) = pooled(64, (1, 3), precise=False)
-    assert amplitude[0] < 0.008 and amplitude[1] < 0.025
-    assert phase[0] < 0.15 and phase[1] < 0.35
+    assert (pooled(64, (1, 3)) < [[0.006, 0.014], [0.1, 0.3]]).all()
 
 
 @pytest.mark.slow
 def test_every_sphere_at_64_is_within_the_bounds():
-    (amplitude, phase) = pooled(64, CASES)
-    assert amplitude[0] < 0.008 and amplitude[1] < 0.025
-    assert phase[0] < 0.15 and phase[1] < 0.35
+    assert (pooled(64, CASES) < [[0.006, 0.014], [0.1, 0.3]]).all()
+
+
+def test_sphere_with_a_core_is_that_of_the_two_layer_series():
+    """A core of three times the absorption and scattering: what it changes in the readings, against a closed form."""
+    shell, core, radius, inner = (0.004, 0.5), (0.012, 1.5), 27.0, 15.0
+    rows = np.full((6, 13), np.nan)
+    rows[0] = tissue(radius, mua=shell[0], musp=shell[1])
+    rows[1] = tissue(inner, mua=core[0], musp=core[1])
+    points = patch(rows[0], 24, 0)
+    pairs = np.argwhere(np.ones((12, 12)))
+    optodes = points[None, :12], points[None, 12:], pairs[None]
+    plain = np.full_like(rows, np.nan)
+    plain[0] = rows[0]
+    with_core, without = (diffusion.readings([medium(r, 48)], *optodes, FREQUENCY)[0] for r in (rows, plain))
+    cosine = (points[pairs[:, 0]] * points[12 + pairs[:, 1]]).sum(1) / radius**2
+    kept = np.linalg.norm(points[pairs[:, 0]] - points[12 + pairs[:, 1]], axis=1) > 15
+    exact = two_layers(shell, core, radius, inner, cosine[kept]) / two_layers(shell, shell, radius, inner, cosine[kept])
+    error = (with_core / without)[kept] / exact
+    assert np.abs(np.log(np.abs(exact))).max() > 1  # there is something to find
+    amplitude, phase = np.abs(np.log(np.abs(error))), np.abs(np.degrees(np.angle(error)))
+    assert np.median(amplitude) < 0.01 and amplitude.max() < 0.05
+    assert np.median(phase) < 0.2 and phase.max() < 1
 
 
 def test_error_on_the_sphere_falls_with_the_square_of_the_voxel():
-    coarse, middle = pooled(16, (1, 3)), pooled(32, (1, 3))
-    fine = pooled(64, (1, 3), precise=False)
+    coarse, middle, fine = (pooled(grid, (1, 3)) for grid in (16, 32, 64))
     assert (np.log2(coarse[:, 0] / fine[:, 0]) / 2 > 1.5).all()
     assert (coarse > middle).all() and (middle > fine).all()
 
@@ -106,11 +167,31 @@ def test_fields_are_those_of_a_direct_solver(frequency, method):
         assert (found.imag == 0).all()
 
 
-def test_fields_in_fp32_give_the_readings_of_fp64():
-    for grid, index in ((32, 1), (64, 0)):
-        there, seen, _ = phantom(grid, index)
-        error = np.abs(read(there, seen, precise=False) / read(there, seen) - 1)
-        assert error.max() < 1e-4 and np.median(error) < 2e-5
+@pytest.mark.parametrize(("grid", "index", "family"), [
+    (32, 1, "default"), (32, 2, "out-of-range"), (32, 7, "out-of-range"), (32, 0, "high-contrast"), (64, 0, "default"),
+])  # fmt: skip
+def test_fields_in_fp32_give_the_readings_of_fp64(grid, index, family):
+    there, seen, _ = phantom(grid, index, family)
+    error = np.abs(read(there, seen, precise=False) / read(there, seen) - 1)
+    assert error.max() < 1e-4 and np.median(error) < 2e-5
+
+
+@pytest.mark.parametrize("family", phantoms.FAMILIES)
+def test_steady_fluence_is_positive(family):
+    for index in range(2):
+        there, seen, _ = phantom(32, index, family)
+        assert (read(there, seen, precise=False, frequency=0.0).real > 0).all()
+
+
+@pytest.mark.parametrize(("method", "most"), [("ssor", 32), ("multigrid", 20)])
+def test_iterations_are_few_and_reported(method, most):
+    there, seen, _ = phantom(32)
+    system = diffusion.assemble(there, FREQUENCY)
+    columns = system.optodes(tensor(seen.detectors), False).columns(len(system.cells))
+    told = []
+    diffusion.solve([system], [columns], method=method, report=lambda *values: told.append(values))
+    [(index, residual, iterations)] = told
+    assert index == 0 and 0 < residual <= diffusion.TOLERANCE and 5 < iterations <= most
 
 
 @pytest.mark.parametrize("method", ["ssor", "multigrid"])
@@ -159,6 +240,7 @@ def test_emitted_light_is_absorbed_or_leaves():
     absorbed = (system.cells.volume * system.cells.h**3 * system.mua) @ phi
     leaving = system.wall @ phi
     np.testing.assert_allclose(absorbed + leaving, columns.sum(0), rtol=1e-9)
+    np.testing.assert_allclose(columns.sum(0), 1, atol=0.15)
     assert (absorbed > 0).all() and (leaving > absorbed / 3).all()
 
 
@@ -226,6 +308,13 @@ def test_property_that_is_not_positive_is_one_line(name, value):
         read(dataclasses.replace(there, **{name: values}), seen)
 
 
+@pytest.mark.parametrize("frequency", [-1.0, math.inf, math.nan])
+def test_frequency_that_is_none_is_one_line(frequency):
+    there, seen, _ = phantom(16)
+    with bad(rf"object 0: diffusion: frequency {frequency} Hz; 0 or more is accepted"):
+        read(there, seen, frequency=frequency)
+
+
 @pytest.mark.parametrize("away", [0.5, -0.5, float("nan")])
 def test_optode_off_the_surface_is_one_line(away):
     there, seen, _ = phantom(16)
@@ -254,12 +343,6 @@ def test_pair_of_no_optodes_is_one_line(pair):
         read(there, dataclasses.replace(seen, pairs=pairs))
 
 
-def test_negative_frequency_is_one_line():
-    there, seen, _ = phantom(16)
-    with bad(r"object 0: diffusion: frequency -1.0 Hz; 0 or more is accepted"):
-        read(there, seen, frequency=-1.0)
-
-
 def test_object_in_a_batch_that_is_bad_is_named():
     there, seen, _ = phantom(16)
     touching = dataclasses.replace(there, surface=Surface(tissue(33.0)))
@@ -276,9 +359,34 @@ def test_field_that_has_not_converged_is_an_error(monkeypatch, method, precise):
     systems = [diffusion.assemble(phantom(16, i)[0], FREQUENCY) for i in range(2)]
     columns = [torch.zeros(len(s.cells), 1, dtype=torch.float64) for s in systems]
     columns[1][500] = 1.0  # no light in the first, which is therefore solved
-    with bad(r"diffusion: object 1: residual \S+ after 3 iterations, not \S+", diffusion.ConvergenceError) as caught:
+    message = r"diffusion: object 1 has not converged: residual \S+, iteration 3"
+    with bad(message, diffusion.ConvergenceError) as caught:
         diffusion.solve(systems, columns, precise, method)
     assert caught.value.index == 1 and caught.value.residual > 1e-4
+
+
+@pytest.mark.parametrize("method", ["ssor", "multigrid"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("precise", [False, True])
+def test_source_that_is_no_number_is_an_error(method, value, precise):
+    system = diffusion.assemble(phantom(16)[0], FREQUENCY)
+    columns = torch.ones(len(system.cells), 3, dtype=torch.float64)
+    columns[5, 1] = value
+    with bad(r"diffusion: object 0 has not converged: residual nan, iteration \d+", diffusion.ConvergenceError):
+        diffusion.solve([system], [columns], precise, method)
+
+
+def test_bad_request_is_one_line():
+    there, seen, _ = phantom(16)
+    probe_of = [np.stack([v] * 2) for v in (seen.sources, seen.detectors, seen.pairs)]
+    with bad(r"diffusion: 1 media for 2 probes; one probe each is accepted"):
+        diffusion.readings([there], *probe_of, FREQUENCY)
+    with bad(
+        r"object 0: diffusion: mua and musp have shapes \(16, 16, 16\) and \(8, 16, 16\); equal cubes are accepted"
+    ):
+        read(dataclasses.replace(there, musp=there.musp[:8]), seen)
+    with bad(r"diffusion: method 'cg'; 'ssor' or 'multigrid' is accepted"):
+        diffusion.solve([], [torch.zeros(1, 1)], method="cg")
 
 
 def test_no_light_gives_no_fluence():

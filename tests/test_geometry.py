@@ -108,7 +108,7 @@ def test_medium_holds_tissue_values_where_cells_are():
     assert (musp.flatten()[cells.index] >= 0.999 * rows[0, 12]).all()
 
 
-@pytest.mark.parametrize("row", [tissue(33.0), tissue(28.0, (5.0, 0, 0))])
+@pytest.mark.parametrize("row", [tissue(33.0), tissue(28.0, (5.0, 0, 0)), tissue(70.0), tissue(200.0)])
 def test_tissue_that_touches_the_cube_is_one_line(row):
     with pytest.raises(ValueError, match=r"^geometry: the tissue touches the wall of the cube of 64 mm$"):
         geometry.cut(Surface(row), 32, 2.0)

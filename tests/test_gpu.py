@@ -6,8 +6,9 @@ import torch
 from scene import FREQUENCY, phantom
 
 from dotlib import config, trainer
-from dotlib.data import phantoms
-from dotlib.physics import diffusion
+from dotlib.data import phantoms, recording
+from dotlib.data.surface import Surface
+from dotlib.physics import diffusion, jacobian
 
 pytestmark = pytest.mark.gpu
 RUN = config.replace(config.arm("stage1-onecycle", "smoke"), {"training.epochs": 4})
@@ -29,6 +30,27 @@ def test_readings_on_cuda_are_those_of_the_cpu(precise, tolerance):
         for device in ("cpu", "cuda")
     )
     np.testing.assert_allclose(there, here, rtol=tolerance)
+
+
+@pytest.mark.parametrize("grid", [32, 64])
+def test_recordings_on_cuda_are_those_of_the_cpu(grid):
+    data = config.Data(phantoms=2, grid=grid, measurements=config.Measurements())
+    here, there = (recording.simulate(data, 0, 2, device) for device in ("cpu", "cuda"))
+    for name in ("log_amplitude", "phase", "sigma"):
+        np.testing.assert_allclose(there[name], here[name], rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(there["pairs"], here["pairs"])
+
+
+def test_jacobian_on_cuda_is_that_of_the_cpu():
+    seen, rows = phantom(32)[1:]
+    found = []
+    for device in ("cpu", "cuda"):
+        mua, musp = phantoms.medium(rows, 32, device)
+        system = diffusion.assemble(diffusion.Medium(mua, musp, Surface(rows[0]), 2.0), FREQUENCY, device=device)
+        points = (torch.as_tensor(v, dtype=torch.float64, device=device) for v in (seen.sources, seen.detectors))
+        light = jacobian.fields(system, *points, precise=True)
+        found.append(jacobian.jacobian(system, light, seen.pairs[::50], 8)[1].cpu())
+    assert (found[1] - found[0]).abs().max() < 1e-8 * found[0].abs().max()
 
 
 def test_training_on_cuda_follows_the_cpu(tmp_path):

@@ -9,7 +9,7 @@ angles. The matrix is complex symmetric and sources and detectors share one oper
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,11 +21,13 @@ from . import geometry, green, multigrid, optodes
 from .geometry import Cells, Surface
 from .ssor import Ssor
 
-TOLERANCE = 3e-9  # of the preconditioned residual in fp32: the field falls by five decades to the farthest detector
+# Of the residual in fp32, as the iteration updates it: so small since fields fall by up to nine decades to a detector,
+# and fp32 holds each of them to its own size.
+TOLERANCE = 1e-11
 PRECISE = 1e-12  # of the residual in fp64
 MOST = 500  # iterations
 INNER = 1e-6  # of a correction to an fp64 residual
-OUTER = 6  # such corrections
+OUTER = 3  # such corrections, at most
 OFF_SURFACE = 0.1  # mm
 TINY = 1e-300  # below any light: no light is no residual
 
@@ -33,11 +35,11 @@ TINY = 1e-300  # below any light: no light is no residual
 class ConvergenceError(RuntimeError):
     """A field that did not converge: `index` of the object in its batch, relative `residual` that was reached."""
 
-    def __init__(self, index: int, residual: float, tolerance: float):
+    def __init__(self, index: int, residual: float, iterations: int):
         super().__init__(
-            f"diffusion: object {index}: residual {residual:.2g} after {MOST} iterations, not {tolerance:g}"
+            f"diffusion: object {index} has not converged: residual {residual:.2g}, iteration {iterations}"
         )
-        self.index, self.residual, self.tolerance = index, residual, tolerance
+        self.index, self.residual, self.iterations = index, residual, iterations
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Medium:
 class Operator:
     """O optodes as weights (O, K) of cells (O, K), -1 where there is none; a row reads fluence or feeds a source.
 
+    A source's weights act like a unit point source on fields that satisfy the boundary condition; near the wall they
+    need not sum to 1.
     `points` (O, 3) is where the fluence is taken: at the surface, or one transport length below it; `shift` (O, 3) is
     how far that moves as musp grows, mm^2. `mean` (O, K) of the cells `near` (O, K) gives the tissue's values there.
     """
@@ -142,61 +146,69 @@ class System:
 
 def assemble(medium: Medium, frequency: float, n: float = 1.33, device="cpu") -> System:
     """Discretise one object; raises ValueError for properties that are not positive, in one line."""
-    if not frequency >= 0:
+    if not 0 <= frequency < math.inf:
         raise ValueError(f"diffusion: frequency {frequency} Hz; 0 or more is accepted")
     grid = len(medium.mua)
+    if not medium.mua.shape == medium.musp.shape == (grid, grid, grid):
+        shapes = f"{tuple(medium.mua.shape)} and {tuple(medium.musp.shape)}"
+        raise ValueError(f"diffusion: mua and musp have shapes {shapes}; equal cubes are accepted")
     cells = geometry.cut(medium.surface, grid, medium.h, device)
     mua, musp = (v.to(device, torch.float64).flatten()[cells.index] for v in (medium.mua, medium.musp))
     for name, values in (("mua", mua), ("musp", musp)):
-        if bad := (~(values > 0) | values.isinf()).sum().item():
-            first = cells.index[(~(values > 0) | values.isinf()).nonzero()[0, 0]].item()
-            place = (first // grid**2, first // grid % grid, first % grid)
-            raise ValueError(f"diffusion: {name} is not positive in {bad} voxels, first {place}; mm^-1 > 0 is accepted")
+        if bad := cells.index[~(values > 0) | values.isinf()].tolist():
+            place = (bad[0] // grid**2, bad[0] // grid % grid, bad[0] % grid)
+            many = f"{len(bad)} voxels, first {place}"
+            raise ValueError(f"diffusion: {name} is not positive in {many}; mm^-1 > 0 is accepted")
     modulation = 2 * math.pi * frequency * n / green.C
     return System(cells, medium.surface, mua, 1 / (3 * (mua + musp)), green.boundary_parameter(n), modulation)
 
 
 def solve(
-    systems: Sequence[System], columns: Sequence[Tensor], precise: bool = False, method: str = ""
-) -> list[Tensor]:
+    systems: Sequence[System], columns: Sequence[Tensor], precise: bool = False, method: str = "",
+    report: Callable[[int, float, int], None] | None = None,
+) -> list[Tensor]:  # fmt: skip
     """Fields (N, R) of each object's right-hand sides (N, R), complex; all objects have as many columns.
 
     In fp32, or `precise`: corrected until the residual in fp64 is below 1e-12. `method` is "ssor" (fused sweeps on a
-    CPU), "multigrid" (any device) or, if empty, what suits the device. Raises ConvergenceError: a field that has not
-    converged is never returned.
+    CPU), "multigrid" (any device) or, if empty, what suits the device. `report` is told each object's index, residual
+    and iterations. Raises ConvergenceError: a field that has not converged is never returned.
     """
     method = method or ("ssor" if columns[0].device.type == "cpu" else "multigrid")
+    if method not in ("ssor", "multigrid"):
+        raise ValueError(f"diffusion: method {method!r}; 'ssor' or 'multigrid' is accepted")
     if method == "multigrid":
-        return _converged(multigrid.Multigrid(systems), systems, columns, precise)
-    sweeps = (Ssor(s.cells.neighbour.numpy(), s.coupling.numpy(), s.diag.numpy()) for s in systems)
-    return [
-        _converged(one, [s], [b], precise, i)[0]
-        for i, (one, s, b) in enumerate(zip(sweeps, systems, columns, strict=True))
-    ]
-
-
-def _converged(solver, systems, columns, precise: bool, first: int = 0) -> list[Tensor]:
-    tolerance = INNER if precise else TOLERANCE
-    fields, reached = solver.solve(columns, tolerance, MOST)
-    _accept(reached, tolerance, first)
-    for _ in range(OUTER if precise else 0):
-        left = [b - system.apply(x) for system, b, x in zip(systems, columns, fields, strict=True)]
-        reached = [
-            (r.norm(dim=0) / b.norm(dim=0).clamp_min(TINY)).max().item() for r, b in zip(left, columns, strict=True)
-        ]
-        if max(reached) <= PRECISE:
-            return fields
-        more, _ = solver.solve(left, tolerance, MOST)
-        fields = [x + dx for x, dx in zip(fields, more, strict=True)]
-    if precise:
-        _accept(reached, PRECISE, first)
+        return _converged(multigrid.Multigrid(systems), systems, columns, precise, report)
+    fields = []
+    for i, (system, b) in enumerate(zip(systems, columns, strict=True)):
+        sweeps = Ssor(system.cells.neighbour.numpy(), system.coupling.numpy(), system.diag.numpy())
+        fields += _converged(sweeps, [system], [b], precise, report, i)
     return fields
 
 
-def _accept(reached: Sequence[float], tolerance: float, first: int) -> None:
+def _converged(solver, systems, columns, precise: bool, report, first: int = 0) -> list[Tensor]:
+    tolerance = INNER if precise else TOLERANCE
+    fields, reached, done = solver.solve(columns, tolerance, MOST)
+    _accept(reached, tolerance, done, first)
+    for _ in range(OUTER + 1 if precise else 0):
+        left = [b - system.apply(x) for system, b, x in zip(systems, columns, fields, strict=True)]
+        norms = [(r.norm(dim=0) / b.norm(dim=0).clamp_min(TINY)) for r, b in zip(left, columns, strict=True)]
+        reached = [norm.max().item() for norm in norms]
+        if max(reached) <= PRECISE:
+            break
+        more, _, again = solver.solve(left, tolerance, MOST)
+        fields, done = [x + dx for x, dx in zip(fields, more, strict=True)], done + again
+    if precise:
+        _accept(reached, PRECISE, done, first)
+    if report:
+        for index, residual in enumerate(reached, first):
+            report(index, residual, done)
+    return fields
+
+
+def _accept(reached: Sequence[float], tolerance: float, done: int, first: int) -> None:
     for index, residual in enumerate(reached, first):
         if not residual <= tolerance:
-            raise ConvergenceError(index, residual, tolerance)
+            raise ConvergenceError(index, residual, done)
 
 
 def readings(
@@ -209,14 +221,16 @@ def readings(
     The fields are solved from whichever side has fewer optodes. Raises ValueError, one line, for an optode off its
     surface, for a pair of no optodes or of separation 0, or for a bad medium; and ConvergenceError.
     """
+    if {len(sources), len(detectors), len(pairs)} != {len(media)} or not len(media):
+        raise ValueError(f"diffusion: {len(media)} media for {len(sources)} probes; one probe each is accepted")
     for index, wired in enumerate(zip(sources, detectors, pairs, strict=True)):
         _check_pairs(index, *map(np.asarray, wired))
     together = 1 if torch.device(device).type == "cpu" else len(media)  # one field at a time bounds the memory
     out = []
     for first in range(0, len(media), together):
         part = slice(first, first + together)
-        optodes = [np.asarray(values[part]) for values in (sources, detectors, pairs)]
-        out += _batch(media[part], *optodes, (frequency, n, device), precise, first)
+        probes = [np.asarray(values[part]) for values in (sources, detectors, pairs)]
+        out += _batch(media[part], *probes, (frequency, n, device), precise, first)
     return np.stack(out)
 
 
@@ -251,7 +265,7 @@ def _batch(media, sources, detectors, pairs, light: tuple, precise: bool, first:
     try:
         fields = solve(systems, lit, precise)
     except ConvergenceError as error:
-        raise ConvergenceError(first + error.index, error.residual, error.tolerance) from None
+        raise ConvergenceError(first + error.index, error.residual, error.iterations) from None
     tables = [operator.read(phi).cpu().numpy() for operator, phi in zip(read, fields, strict=True)]
     order = (1, 0) if few else (0, 1)  # rows are those that read
     return [table[pair[:, order[0]], pair[:, order[1]]] for table, pair in zip(tables, pairs, strict=True)]

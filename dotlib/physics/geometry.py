@@ -81,7 +81,7 @@ def _distances(surface: Surface, grid: int, h: float, device) -> tuple[Tensor, T
         distance = distance.repeat_interleave(BLOCK, axis)
     distance = distance.flatten()
     normal = distance.new_zeros(grid**3, 3)
-    # the estimate of a distance may be short by a half where the surface is far from round
+    # for blocks that hold wall the estimate must stay below twice their width: true of axes within a factor of two
     inner = (distance.abs() < 2 * width).nonzero()[:, 0]
     distance[inner], normal[inner] = surface(centres(inner, grid, h), 2 * h)
     return distance, normal
@@ -102,7 +102,8 @@ def _apertures(surface: Surface, volume: Tensor, near: Tensor, axis: int, h: flo
     points[:, axis] -= h / 2
     distance, normal = surface(points, 2 * h)
     out[cut_faces] = _fraction(distance, normal[:, [a for a in range(3) if a != axis]], h)
-    if any(out.select(axis, side).any() for side in (0, -1)):
+    outer = volume.select(axis, 0), volume.select(axis, -1)
+    if any(out.select(axis, side).any() for side in (0, -1)) or any((layer == 1).any() for layer in outer):
         raise ValueError(f"geometry: the tissue touches the wall of the cube of {grid * h:g} mm")
     return out
 

@@ -50,12 +50,12 @@ def jacobian(
         raise ValueError(f"jacobian: grid {grid} does not divide the system's {cells.grid}")
     if parameters not in ("mua D", "mua musp"):
         raise ValueError(f"jacobian: parameters {parameters!r}; 'mua D' or 'mua musp' is accepted")
-    pairs = torch.as_tensor(pairs, dtype=torch.long)
+    pairs = torch.as_tensor(pairs, dtype=torch.long, device=light.phi.device)
     s, d = pairs.T
     readings = light.detectors.read(light.phi)[d, s]
     out = light.phi.new_empty(len(pairs), 2, grid**3)
     gather = _Gather(system, grid, parameters)
-    for part in torch.arange(len(pairs)).split(CHUNK):
+    for part in torch.arange(len(pairs), device=pairs.device).split(CHUNK):
         out[part] = gather(light.phi, light.psi, s[part], d[part])
     gather.add_operators(out, light.sources, s, light.psi, d)
     gather.add_operators(out, light.detectors, d, light.phi, s)
@@ -101,9 +101,9 @@ class _Gather:
             rows = (own == o).nonzero()[:, 0]
             values = fields[optode.cell[o].clamp_min(0)][:, others[rows]]
             near, D = optode.near[o].clamp_min(0), self.system.D[optode.near[o]][:, None]
-            musp, diffusion = ((w[o].to(fields.dtype) @ values) * optode.mean[o, :, None] for w in (by_musp, by_D))
+            musp, spread = ((w[o].to(fields.dtype) @ values) * optode.mean[o, :, None] for w in (by_musp, by_D))
             # the mean of musp = 1 / (3 D) - mua moves the source
-            for channel, part in enumerate(self._chain(-musp, diffusion - musp / (3 * D**2), D)):
+            for channel, part in enumerate(self._chain(-musp, spread - musp / (3 * D**2), D)):
                 block = out.new_zeros(self.size, len(rows)).index_add_(0, self.voxel[near], part)
                 out[rows, channel] += block.T
 

@@ -141,14 +141,19 @@ class Multigrid:
         """The complex matrix times (N, R) complex64."""
         return _complex(self.grids[0][0] @ _real(x)).add_(1j * self.modulation * x)
 
-    def solve(self, columns: Sequence[Tensor], tolerance: float, most: int) -> tuple[list[Tensor], list[float]]:
-        """Solve in fp32 for right-hand sides (N, R) of each object: solutions, complex128, and each worst residual."""
+    def solve(self, columns: Sequence[Tensor], tolerance: float, most: int) -> tuple[list[Tensor], list[float], int]:
+        """Solve in fp32 for right-hand sides (N, R) of each object.
+
+        Returns the solutions, complex128, each worst residual (as the iteration updates it), and iterations.
+        """
         size = [b.abs().amax(0, keepdim=True).clamp_min(1e-300) for b in columns]  # keeps residuals from underflow
         r = torch.cat([(b / s).to(torch.complex64) for b, s in zip(columns, size, strict=True)])
         x, p, old = torch.zeros_like(r), torch.zeros_like(r), None
         norm = self._sums(r.abs().square()).sqrt().clamp_min(1e-30)
         reached = torch.ones_like(norm)
-        for _ in range(most):
+        done = 0
+        while done < most and (reached > tolerance).any():
+            done += 1
             z = _complex(self.cycle(_real(r)))
             rho = self._sums(r * z)
             p = z if old is None else z.add_(self._rows(_ratio(rho, old)) * p)
@@ -158,10 +163,8 @@ class Multigrid:
             r -= step * q
             old = rho
             reached = self._sums(r.abs().square()).sqrt() / norm
-            if not (reached > tolerance).any():
-                break
         parts = x.to(torch.complex128).split(self.sizes)
-        return [part * s for part, s in zip(parts, size, strict=True)], reached.amax(1).tolist()
+        return [part * s for part, s in zip(parts, size, strict=True)], reached.amax(1).tolist(), done
 
     def _sums(self, values: Tensor) -> Tensor:
         """Sums over each object's rows (P, R)."""

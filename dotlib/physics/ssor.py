@@ -113,9 +113,9 @@ def _cocg(lower, low, upper, up, extra, b, tol, most):
                 size[k] += norm[k]
         worst, done = 0.0, step + 1
         for k in range(LANES):
-            if scale[k] > 0:
+            if scale[k] != 0:  # also NaN
                 ratio = np.sqrt(size[k] / scale[k])
-                if not ratio <= worst:
+                if not (ratio <= worst or worst != worst):  # NaN stays
                     worst = ratio
             square = old[0, k] ** 2 + old[1, k] ** 2
             if square > 0:
@@ -142,16 +142,20 @@ class Ssor:
         self.low, self.up = (np.ascontiguousarray(part) for part in np.split(scaled, 2, 1))
         self.extra = np.stack([np.full(len(diag), OMEGA - 2), OMEGA * diag.imag / diag.real], -1).astype(np.float32)
 
-    def solve(self, columns: list[Tensor], tolerance: float, most: int) -> tuple[list[Tensor], list[float]]:
-        """Solve in fp32 for one block (N, R) of right-hand sides: the solution, complex128, and its worst residual."""
+    def solve(self, columns: list[Tensor], tolerance: float, most: int) -> tuple[list[Tensor], list[float], int]:
+        """Solve in fp32 for one block (N, R) of right-hand sides.
+
+        Returns the solution, complex128, its worst residual (preconditioned, as the iteration updates it), iterations.
+        """
         b = columns[0].numpy()
         blocks = [b[:, i : i + LANES] for i in range(0, b.shape[1], LANES)]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             solved = list(pool.map(lambda block: self._block(block, tolerance, most), blocks))
-        x = torch.from_numpy(np.concatenate([x for x, _ in solved], 1))
-        return [x], [max((worst for _, worst in solved), key=lambda w: (w != w, w))]
+        x = torch.from_numpy(np.concatenate([x for x, *_ in solved], 1))
+        return [x], [float(np.max([worst for *_, worst in solved]))], max(done for _, done, _ in solved)
 
-    def _block(self, b: np.ndarray, tolerance: float, most: int) -> tuple[np.ndarray, float]:
+    @np.errstate(invalid="ignore")  # what is not finite becomes NaN, and is not accepted
+    def _block(self, b: np.ndarray, tolerance: float, most: int) -> tuple[np.ndarray, int, float]:
         n, columns = b.shape
         size = np.abs(b).max(0)  # keeps small columns, such as residuals, away from underflow
         size[size == 0] = 1
@@ -159,6 +163,6 @@ class Ssor:
         rows[:n, :columns] = b.real * self.scale[:, None] / size
         if np.iscomplexobj(b):
             rows[:n, LANES : LANES + columns] = b.imag * self.scale[:, None] / size
-        _, worst = _cocg(self.lower, self.low, self.upper, self.up, self.extra, rows, tolerance, most)
+        done, worst = _cocg(self.lower, self.low, self.upper, self.up, self.extra, rows, tolerance, most)
         x = rows[:n, :columns] + 1j * rows[:n, LANES : LANES + columns]
-        return x * (self.scale[:, None] * size), worst
+        return x * (self.scale[:, None] * size), done, worst
