@@ -171,7 +171,7 @@ def copy_speed() -> float:
 def traffic(grid: int) -> list[dict]:
     """Iterations to convergence, and bytes that the fused sweeps move, a block of columns on each thread."""
     s, b = system(grid, "cpu", LANES * torch.get_num_threads())
-    sweeps = Ssor(s.cells.neighbour.numpy(), s.coupling.numpy(), s.diag.numpy())
+    sweeps = Ssor(s)
     iterations = sweeps.solve([b[:, :LANES]], diffusion.TOLERANCE, diffusion.MOST)[2]
     n = 2 * REPEATS
     few, many = (1 / rate(lambda k=k: sweeps.solve([b], 0.0, k), 1, n) for k in (FEW, MANY))

@@ -180,8 +180,7 @@ def solve(
         return _converged(multigrid.Multigrid(systems), systems, columns, precise, report)
     fields = []
     for i, (system, b) in enumerate(zip(systems, columns, strict=True)):
-        sweeps = Ssor(system.cells.neighbour.numpy(), system.coupling.numpy(), system.diag.numpy())
-        fields += _converged(sweeps, [system], [b], precise, report, i)
+        fields += _converged(Ssor(system), [system], [b], precise, report, i)
     return fields
 
 

@@ -27,7 +27,7 @@ def boundary_parameter(n):
     here, no polynomial fit), hence A = (1 + R_j) / (1 - R_phi). Broadcasts. Raises ValueError unless n >= 1.
     """
     n = _valid("n", n, 1.0, inclusive=True)[..., None]
-    x, weight = np.polynomial.legendre.leggauss(200)
+    x, weight = _gauss(200)
     outside, weight = (x + 1) / 2, weight / 2  # cosine in air: the integrand in it is smooth up to the critical angle
     inside, critical = np.sqrt(1 - (1 - outside**2) / n**2), np.sqrt(1 - 1 / n**2)
     s = (n * inside - outside) / (n * inside + outside)
@@ -95,6 +95,11 @@ def sphere(source, points, radius, mua, musp, frequency, n=1.33, tol=1e-10):
     if bad.size:
         raise ArithmeticError(f"green: point {bad[0]}: the series does not reach the relative error {tol:g}")
     return phi
+
+
+@lru_cache
+def _gauss(points):
+    return np.polynomial.legendre.leggauss(points)
 
 
 def _valid(name, value, least=0.0, inclusive=False):

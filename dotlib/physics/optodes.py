@@ -12,13 +12,17 @@ ROBIN = 0.6  # weight of the wall in a cell beside that of its value
 
 
 def around(cells: Cells, points: Tensor) -> Tensor:
-    """The cells near each of O points (O, 3), mm: (O, K) indices, -1 where a voxel holds no cell."""
+    """The cells up to a voxel beyond RADIUS around each of O points (O, 3), mm: (O, K) indices, the last may be -1."""
     steps = torch.arange(-REACH, REACH + 1, device=points.device)
     offsets = torch.cartesian_prod(steps, steps, steps)
     voxel = (points / cells.h + cells.grid / 2).floor().long()[:, None] + offsets
     inside = ((voxel >= 0) & (voxel < cells.grid)).all(-1)
     flat = (voxel[..., 0] * cells.grid + voxel[..., 1]) * cells.grid + voxel[..., 2]
-    return torch.where(inside, cells.lookup()[flat.clamp(0, cells.grid**3 - 1)], -1)
+    cell = torch.where(inside, cells.lookup()[flat.clamp(0, cells.grid**3 - 1)], -1)
+    far = (cells.centre[cell] - points[:, None]).norm(dim=-1) > (RADIUS + 1) * cells.h
+    cell = torch.where(far, -1, cell)
+    first = (cell < 0).long().sort(dim=1, stable=True).indices
+    return cell.gather(1, first)[:, : int((cell >= 0).sum(1).max())]
 
 
 def weights(cells: Cells, cell: Tensor, points: Tensor, D: Tensor, A: float) -> Tensor:
