@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 from .config import PROFILES, STUDIES, ConfigError, Data, Measurements, named, profile, root, validate
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _simulate(arguments: argparse.Namespace) -> None:
-    from .data import dataset, simulate, store
+    from .data import checks, dataset, simulate, store
 
     if arguments.workers is not None and arguments.workers < 1:
         raise ConfigError(f"--workers {arguments.workers}: a positive number is accepted")
@@ -82,23 +83,28 @@ def _simulate(arguments: argparse.Namespace) -> None:
     path = arguments.out or dataset.location(config)
     simulate.simulate(config, path, arguments.workers)
     with store.File(path) as file:
-        file.require(store.identity(config))
-        print(f"{path}: {len(file)} phantoms, {file.excluded.sum()} of them excluded by their checks")
+        faults = checks.faults(file)
+    print(f"{path}: {len(faults)} phantoms, {(faults != 0).sum()} of them excluded by their checks")
+    if faults.all():
+        raise simulate.SimulationError(f"{path}: {checks.none_usable(faults)}")
 
 
 def _check(arguments: argparse.Namespace) -> None:
     from . import plots
     from .data import checks
 
-    report = checks.report(arguments.file)
-    print(f"{arguments.file}: {len(report.faults)} phantoms, {len(report.bad)} excluded")
-    if report.bad:
-        print(report.counts.to_string(index=False), *report.bad, sep="\n")
-    if report.changed:
-        print(f"the file's own checks differ for {report.changed} phantoms")
-    picture = arguments.file.with_suffix(".png")
+    faults, changed = checks.report(arguments.file)
+    bad = {i: checks.reasons(faults[i]) for i in faults.nonzero()[0]}
+    print(f"{arguments.file}: {len(faults)} phantoms, {len(bad)} excluded")
+    for reason, count in Counter(reason for found in bad.values() for reason in found).items():
+        print(f"{reason}: {count}")
+    for i, found in bad.items():
+        print(f"phantom {i}: {'; '.join(found)}")
+    if changed:
+        print(f"the file's own checks differ for {changed} phantoms")
+    picture = arguments.file.with_name(arguments.file.name + ".summary.png")
     try:
-        plots.dataset_summary(**checks.sample(arguments.file, report.faults == 0)).savefig(picture)
+        plots.dataset_summary(**checks.sample(arguments.file, faults == 0)).savefig(picture)
         print(f"summary: {picture}")
     except OSError as error:
         print(f"no summary: {error}")

@@ -21,6 +21,7 @@ FamilyName = Literal[
 ]  # fmt: skip
 ProfileName = Literal["smoke", "quick", "full"]
 Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Factor = Annotated[float, Field(gt=0, lt=1)]
 M = TypeVar("M", bound=BaseModel)
@@ -48,14 +49,13 @@ class Noise(Frozen):
     dropout: float = Field(0.0, ge=0, lt=1)  # share of the pairs that are lost
     dark: float = Field(0.0, ge=0)  # pairs below this share of the reference amplitude are lost
     saturation: float | None = Field(None, gt=0)  # pairs above this share of it are lost
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
 
 class Measurements(Frozen):
-    """Frequency-domain readings of one patch probe a phantom, simulated on `grid`.
+    """Frequency-domain readings of one patch probe a phantom, on `grid`; None: that of the volumes, 32 at least.
 
-    None is the grid of the volumes, 32 at least: on coarser ones an optode's surroundings reach its neighbours, and
-    fluence may come out negative.
+    On coarser ones an optode's surroundings reach its neighbours, and fluence may come out negative.
     """
 
     frequency: float = Field(140e6, ge=0)  # Hz
@@ -82,9 +82,9 @@ class Data(Frozen):
     """
 
     family: FamilyName = "default"
-    phantoms: Positive
+    phantoms: int = Field(gt=0, le=10_000_000)
     fractions: tuple[Positive, Positive, Positive] = (14, 3, 3)  # 70 / 15 / 15 %
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     grid: Literal[16, 32, 64]
     measurements: Measurements | None = None
 
@@ -138,7 +138,7 @@ class Config(Frozen):
     loss: Literal["rmse"] = "rmse"
     optim: Optim
     training: Training
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _whole_batch(self) -> Config:
@@ -173,9 +173,8 @@ PROFILES: dict[str, Profile] = {
     ),
     # half the width, so that two cores have the time for 512 steps of 16
     "quick": Profile(
-        _base(
-            Data(phantoms=384, fractions=(4, 1, 1), grid=32, measurements=Measurements()), width=8, epochs=32, batch=16
-        ),
+        _base(Data(phantoms=384, fractions=(4, 1, 1), grid=32, measurements=Measurements()),
+              width=8, epochs=32, batch=16),
         seeds=3, trivial=32, trivial_grid=64,
     ),
     "full": Profile(

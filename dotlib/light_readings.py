@@ -118,7 +118,7 @@ def inventory(data: Dataset) -> pd.DataFrame:
     """What a dataset holds, as text: parts, exclusions with their reasons, tumours, readings, noise, the file."""
     with store.File(data.path) as file:
         families = Counter(name.decode() for name in file.raw("family"))
-        faults, sigma, phase = (file.raw(name) for name in ("checks", "sigma", "phase"))
+        faults, sigma, phase = checks.faults(file), file.raw("sigma"), file.raw("phase")
         wiring = {name: file.raw(name) for name in store.MEASURED[:3]}
     good = data.labels >= 0
     separation, noise_of_ln = checks.separations(wiring)[good], 100 * sigma[good][..., 0]

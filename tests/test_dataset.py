@@ -1,5 +1,8 @@
 """The dataset of a configuration or of a user's file: what it is called, what it holds, and which files are refused."""
 
+import errno
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from tiny import RECORDED
 
 from dotlib import config, study
 from dotlib.config import Data
-from dotlib.data import dataset, phantoms, simulate, split, store
+from dotlib.data import checks, dataset, phantoms, simulate, split, store
 from dotlib.data.store import StoreError
 
 
@@ -80,8 +83,19 @@ def test_location_changes_with_the_physics_and_the_sampling(monkeypatch, what):
     assert dataset.location(RECORDED, Path("x")) != before and dataset.key(RECORDED) != key
 
 
+@pytest.mark.parametrize(("module", "name"), [(dataset, "QUALITY_EDGE"), (checks, "LEGEND")])
+def test_key_changes_with_the_rules_of_the_split(monkeypatch, module, name):
+    key, plain = dataset.key(RECORDED), dataset.key(Data(phantoms=36, grid=32, seed=3))
+    monkeypatch.setattr(module, name, "other")
+    assert dataset.key(RECORDED) != key and dataset.key(Data(phantoms=36, grid=32, seed=3)) == plain
+
+
+def test_legend_knows_the_version_and_the_order_of_the_checks():
+    assert json.loads(checks.LEGEND) == [checks.CHECKS, *checks.REASONS]
+
+
 def test_key_needs_no_file(folder):
-    keys = {dataset.key(c) for c in (RECORDED, changed(seed=4), changed(fractions=(1, 1, 1)), changed(grid=16))}
+    keys = {dataset.key(c) for c in (RECORDED, changed(seed=4), changed(fractions=(1, 1, 1)), changed(grid=64))}
     assert len(keys) == 4
     plain = Data(phantoms=36, grid=32, seed=3)
     assert dataset.key(plain) == dataset.load(plain).digest not in keys
@@ -111,12 +125,14 @@ def test_parts_hold_their_phantoms_and_readings(folder, recorded):
     assert torch.equal(data.volumes("test"), phantoms.rasterise(data.part("test"), 32))
 
 
-def test_stored_split_is_that_of_the_default_fractions(folder, recorded):
-    data = dataset.load(RECORDED, folder)
+def test_split_is_the_users_or_that_of_the_fractions(own, recorded):
     with store.File(recorded) as file:
-        np.testing.assert_array_equal(file.raw("split"), data.labels)
-        np.testing.assert_array_equal(file.raw("strata"), split.strata(file.raw("ellipsoids"), file.raw("sigma")))
-    np.testing.assert_array_equal(dataset.read(recorded).labels, data.labels)
+        stratum = split.strata(file.raw("ellipsoids"), file.raw("sigma"))
+    expected = split.split(stratum, (14, 3, 3), 3)
+    np.testing.assert_array_equal(dataset.read(recorded, seed=3).labels, expected)
+    users = np.arange(36).astype("i1") % 3
+    assert dataset.read(own(split=users)).labels.tolist() == users.tolist()
+    np.testing.assert_array_equal(dataset.read(own(split=users), fractions=(14, 3, 3), seed=3).labels, expected)
 
 
 def test_digest_changes_with_a_reading(own, recorded):
@@ -181,7 +197,11 @@ FAULTS = {
     "no schema": (lambda f: f.attrs.__delitem__("schema"), "schema None; accepted: 1"),
     "missing": (lambda f: f.__delitem__("sigma"), "dataset 'sigma' is missing"),
     "no truth, no readings": (lambda f: [f.__delitem__(n) for n in ("ellipsoids", *store.MEASURED)], "is missing"),
-    "unknown": (lambda f: f.move("split", "splits"), "unknown dataset 'splits'"),
+    "unknown": (lambda f: f.move("family", "families"), "unknown dataset 'families'"),
+    "schema of text": (lambda f: f.attrs.__setitem__("schema", "a\nb" * 99), r"schema 'a\\nb.{,80}; accepted: 1"),
+    "digests": (lambda f: f.__setitem__("digests", [b"x" * 16] * 2), r"digests are no dataset of shape \(3,\)"),
+    "digests of another type": (lambda f: f.__setitem__("digests", np.zeros(3)), "digests are no dataset"),
+    "digests, a group": (lambda f: f.create_group("digests"), "digests are no dataset"),
     "shape": (lambda f: replaced(f, "phase", lambda a: a[:, :-1]), r"phase has shape \(36, 23\); accepted: \(36, 24\)"),
     "axes": (lambda f: replaced(f, "sources", lambda a: a[0]), r"sources has shape"),
     "phantoms": (lambda f: replaced(f, "sigma", lambda a: a[:-1]), "sigma has shape"),
@@ -192,8 +212,18 @@ FAULTS = {
     "NaN": (lambda f: f["sigma"].__setitem__((5, 2, 0), np.nan), "sigma: phantom 5 is not finite"),
     "infinity": (lambda f: f["phase"].__setitem__((6, 1), np.inf), "phase: phantom 6 is not finite"),
     "half a row": (lambda f: f["ellipsoids"].__setitem__((7, 1, 3), np.nan), "ellipsoids: phantom 7 is not finite"),
-    "split": (lambda f: f["split"].__setitem__(0, 7), "split holds"),
+    "half a sd": (lambda f: (lose(f, 5), f["sigma"].__setitem__((5, 3), np.nan)), "sigma: phantom 5 is not finite"),
+    "split": (lambda f: f.__setitem__("split", np.full(36, 7, "i1")), "split holds"),
+    "no part": (
+        lambda f: f["checks"].__setitem__(slice(None), 2),
+        f"no usable phantom; phantom 0: {checks.REASONS[1]}",
+    ),
 }
+
+
+def lose(file, phantom):
+    for name in (*store.LOST, "sigma"):
+        file[name][phantom, 2] = np.nan
 
 
 def replaced(file, name, change):
@@ -209,6 +239,7 @@ def test_file_with_a_fault_is_one_line(recorded, tmp_path, fault):
     spoil, line = FAULTS[fault]
     path = shutil.copy(recorded, tmp_path / "own.h5")
     with h5py.File(path, "r+") as file:
+        del file["digests"]
         if fault == "half a row":
             file["ellipsoids"][7, 1] = file["ellipsoids"][7, 0]
         spoil(file)
@@ -217,6 +248,48 @@ def test_file_with_a_fault_is_one_line(recorded, tmp_path, fault):
         for part in split.NAMES:
             data.measurements(part)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+def test_lost_pair_without_sd_is_read(own, recorded):
+    with store.File(recorded) as file:
+        c = {name: file.raw(name) for name in (*store.LOST, "sigma")}
+    for values in c.values():
+        values[5, 2] = np.nan
+    data = dataset.read(own(**c), fractions=(1, 1, 1))
+    assert (data.labels >= 0).all() and sum(np.isnan(data.measurements(n)["sigma"]).sum() for n in split.NAMES) == 2
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_unreadable_file_keeps_the_systems_words(recorded, monkeypatch, code):
+    def refuse(*arguments, **options):
+        raise OSError(code, "Unable to synchronously open file")
+
+    monkeypatch.setattr(h5py, "File", refuse)
+    with pytest.raises(StoreError, match=f"small.h5: {os.strerror(code)}$"):
+        store.File(recorded)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 32), (20, 20, 20)])
+def test_volumes_are_cubes_of_a_grid_that_the_models_take(own, shape):
+    volumes, mask = np.ones((36, 2, *shape), "f4"), np.ones((36, *shape), bool)
+    with pytest.raises(StoreError, match=r"accepted: \(36, 2, 16, 16, 16\)|volumes of 20\^3; accepted: 16, 32, 64"):
+        dataset.read(own("family", volumes=volumes, mask=mask))
+
+
+def test_grid_that_nobody_named_is_one_line(recorded):
+    data = dataset.read(recorded)
+    assert data.grid is None and dataset.read(recorded, 32).volumes("test").shape[-1] == 32
+    for ask in (data.volumes, data.mean, data.tissue, lambda _: data.voxel):
+        with pytest.raises(StoreError, match="no grid was named; accepted: 16, 32, 64"):
+            ask("test")
+
+
+def test_changed_reading_beside_its_digest_is_refused(recorded, tmp_path):
+    path = shutil.copy(recorded, tmp_path / "own.h5")
+    with h5py.File(path, "r+") as file:
+        file["phase"][20, 0] += 0.01
+    with pytest.raises(StoreError, match=r"phantoms 16-31 are damaged \(digest"):
+        dataset.read(path)
 
 
 def read_all(path):

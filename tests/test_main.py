@@ -1,6 +1,5 @@
 """The command line: what it accepts, what it says, and its exit codes."""
 
-import dataclasses
 import re
 import shlex
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 
 from dotlib import __main__ as command
 from dotlib import bench, config, study, workbook
-from dotlib.data import phantoms, simulate, store
+from dotlib.data import checks, phantoms, simulate, store
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("simulate", "check", "study", "status", "workbook", "bench")
@@ -41,9 +40,14 @@ def refused(capsys, code, *arguments):
         ("simulate --profile large", ("unknown profile 'large'", "smoke, quick, full")),
         ("simulate --profile smoke --family flat", ("simulate: family = 'flat'", "default")),
         ("simulate --profile smoke --phantoms 0", ("simulate: phantoms = 0", "greater than 0")),
-        ("simulate --profile smoke --grid 20", ("simulate: measurements.grid = 20", "16, 32, 48, 64")),
+        ("simulate --profile smoke --grid 20", ("simulate: measurements.grid = 20", "32, 48, 64 or 96")),
         ("simulate --profile smoke --workers 0", ("--workers 0", "positive")),
+        ("simulate --profile smoke --out=", ("dotlib: .: a directory",)),
+        ("simulate --profile smoke --out ..", ("..: a directory",)),
+        ("simulate --profile smoke --out /proc/x.h5", ("/proc/x.h5: ",)),
         ("check none.h5", ("none.h5", "no such file")),
+        ("check ..", ("..: a directory",)),
+        (f"check {'x' * 300}", ("File name too long",)),
         ("study 4.9", ("unknown study '4.9'", "4.2-baseline")),
         ("status 4.9", ("unknown study '4.9'", "4.2-baseline")),
         ("study 4.2-baseline --profile large", ("unknown profile 'large'", "smoke, quick, full")),
@@ -125,8 +129,8 @@ def test_failure_ends_with_1_and_its_line(project, capsys, monkeypatch, error):
 @pytest.mark.parametrize(
     ("options", "changes", "workers", "name"),
     [
-        ("", {}, None, "data/default-24-16-"),
-        ("--family deep --phantoms 7 --seed 5", {"family": "deep", "phantoms": 7, "seed": 5}, None, "data/deep-7-16-"),
+        ("", {}, None, "data/default-24-32-"),
+        ("--family deep --phantoms 7 --seed 5", {"family": "deep", "phantoms": 7, "seed": 5}, None, "data/deep-7-32-"),
         ("--grid 48 --precise", {"measurements": {"grid": 48, "precise": True}}, None, "data/default-24-48-"),
         ("--workers 3 --out own.h5", {}, 3, "notebooks/own.h5"),
     ],
@@ -137,8 +141,7 @@ def test_simulate_writes_the_file_that_was_asked_for(project, capsys, monkeypatc
     def simulated(c, path, workers):
         asked.append((c, workers))
         path.parent.mkdir(exist_ok=True)
-        columns = {"ellipsoids": phantoms.sample(c.family, 3, 0), "checks": np.array([0, 0, 1], "i4")}
-        store.write(path, columns, {"configuration": store.identity(c)})
+        store.write(path, three(0, 0, 1), {"legend": checks.LEGEND})
 
     monkeypatch.setattr(simulate, "simulate", simulated)
     assert command.main(["simulate", "--profile", "smoke", *options.split()]) == 0
@@ -149,14 +152,26 @@ def test_simulate_writes_the_file_that_was_asked_for(project, capsys, monkeypatc
     assert str((project / "notebooks" / out.split(": ")[0]).relative_to(project)).startswith(name)
 
 
+def three(*faults):
+    """Three phantoms with these faults."""
+    return {"ellipsoids": phantoms.sample("default", 3, 0), "checks": np.array(faults, "i4")}
+
+
+def test_simulate_without_a_usable_phantom_ends_with_1(project, capsys, monkeypatch):
+    attributes = {"legend": checks.LEGEND}
+    monkeypatch.setattr(simulate, "simulate", lambda c, path, workers: store.write(path, three(2, 1, 1), attributes))
+    assert command.main(["simulate", "--profile", "smoke", "--out", "own.h5"]) == 1
+    out, err = capsys.readouterr()
+    assert "3 of them excluded" in out
+    assert err == f"dotlib: own.h5: no usable phantom; phantom 0: {checks.REASONS[1]}\n"
+
+
 def test_simulate_refuses_a_file_of_another_configuration(project, capsys, recorded):
     err = refused(capsys, 2, "simulate", "--profile", "smoke", "--out", str(recorded))
     assert f"{recorded}: holds" in err
 
 
 def test_status_of_the_full_profile_simulates_nothing(project, capsys, monkeypatch):
-    measured = config.replace(config.PROFILES["full"].base, {"data.measurements": {}})
-    monkeypatch.setitem(config.PROFILES, "full", dataclasses.replace(config.PROFILES["full"], base=measured))
     monkeypatch.setattr(simulate, "simulate", lambda *arguments: pytest.fail("simulated"))
     assert command.main(["status", "4.2-baseline", "--profile", "full", "--seeds", "1"]) == 0
     assert capsys.readouterr().out.count("missing") == 4 and not (project / "data").exists()

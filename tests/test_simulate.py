@@ -1,9 +1,11 @@
 """The simulation of a dataset file: the same bytes however it came about, and every fault as one line."""
 
+import dataclasses
 import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,18 +13,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import h5py
 import numpy as np
 import psutil
 import pytest
 from tiny import RECORDED, Inline
 
-from dotlib.config import Data, Noise
-from dotlib.data import noise, phantoms, probe, recording, simulate, store
+from dotlib.data import checks, dataset, recording, simulate, split, store
 from dotlib.data.recording import SimulationError
-from dotlib.physics import diffusion, green
+from dotlib.physics import diffusion
 
 ROOT = Path(__file__).resolve().parents[1]
-FREQUENCY, N = 140e6, 1.33
 
 
 @pytest.fixture
@@ -39,8 +40,7 @@ def stored(monkeypatch, recorded, inline):
     def look_up(config, first, count, device):
         asked.append((first, count))
         with store.File(recorded) as file:
-            names = [name for name in file.names if name != "split"]
-            return {name: file.raw(name, first, first + count) for name in names}
+            return {name: file.raw(name, first, first + count) for name in file.names}
 
     monkeypatch.setattr(recording, "simulate", look_up)
     return asked
@@ -68,13 +68,6 @@ def workers_of(process):
 def test_bytes_do_not_depend_on_the_number_of_workers(recorded, tmp_path):
     simulate.simulate(RECORDED, tmp_path / "one.h5", workers=1)
     assert (tmp_path / "one.h5").read_bytes() == recorded.read_bytes()
-
-
-def test_phantom_is_the_same_in_any_block(recorded, one_thread):
-    alone = recording.simulate(RECORDED, 17, 1)
-    with store.File(recorded) as file:
-        for name, values in alone.items():
-            np.testing.assert_array_equal(file.raw(name, 17, 18), values, err_msg=name)
 
 
 def test_killed_simulation_continues_and_ends_with_the_same_bytes(recorded, tmp_path, mortal, monkeypatch):
@@ -136,9 +129,8 @@ def test_write_that_fails_is_one_line(recorded, stored, tmp_path, limit, finishe
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        with pytest.raises(
-            SimulationError, match=rf"small.h5: {os.strerror(errno.EFBIG)}; .* the same command continues"
-        ):
+        kept = "; finished shards are kept .* the same command continues" if finished else ""
+        with pytest.raises(SimulationError, match=rf"small.h5: {os.strerror(errno.EFBIG)}{kept}$"):
             simulate.simulate(RECORDED, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -153,9 +145,9 @@ def test_folder_that_cannot_be_written_is_one_line(stored, tmp_path, monkeypatch
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(SimulationError) as error:
+    with pytest.raises(store.StoreError) as error:
         simulate.simulate(RECORDED, tmp_path / "small.h5")
-    assert os.strerror(code) in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value) == f"{tmp_path / 'small.h5'}: {os.strerror(code)}"
 
 
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "empty"])
@@ -169,12 +161,95 @@ def test_damaged_shard_is_made_again(recorded, stored, tmp_path, harm):
     assert not shard.finished()
 
 
-def test_shard_of_another_configuration_is_refused(stored, tmp_path):
+@pytest.mark.parametrize("column", ["phase", "sources", "checks"])
+def test_shard_with_a_flipped_byte_is_made_again(recorded, stored, tmp_path, column):
+    shards = kept(tmp_path / "small.h5")
+    content = bytearray(shards[1].path.read_bytes())
+    with h5py.File(shards[1].path) as file:
+        content[file[column].id.get_chunk_info(0).byte_offset + 5] ^= 1
+    shards[1].path.write_bytes(content)
+    stored.clear()
+    simulate.simulate(RECORDED, tmp_path / "small.h5")
+    assert stored[2:] == [(16, 16)] and (tmp_path / "small.h5").read_bytes() == recorded.read_bytes()
+
+
+@pytest.mark.parametrize("change", [{"first": 0}, {"count": 4}, {"legend": "[0]"}])
+def test_shard_of_other_phantoms_or_checks_is_made_again(recorded, stored, tmp_path, monkeypatch, change):
+    shards = kept(tmp_path / "small.h5")
+    with monkeypatch.context() as patch:
+        patch.setattr(checks, "LEGEND", change.pop("legend", checks.LEGEND))
+        dataclasses.replace(shards[1], **change).make()
+    stored.clear()
+    simulate.simulate(RECORDED, tmp_path / "small.h5")
+    assert stored[2:] == [(16, 16)] and (tmp_path / "small.h5").read_bytes() == recorded.read_bytes()
+
+
+def kept(path):
+    """The shards of the small file, made where its simulation keeps them."""
+    parts = path.with_name(path.name + ".parts")
+    parts.mkdir()
+    for shard in (shards := simulate._shards(RECORDED, parts)):
+        shard.make()
+    return shards
+
+
+@pytest.mark.parametrize("other", [{"config": RECORDED.model_copy(update={"seed": 4})}, {"device": "cuda"}])
+def test_shard_of_another_configuration_or_device_is_refused(stored, tmp_path, other):
     first = simulate._shards(RECORDED, tmp_path)[0]
     first.make()
-    other = simulate._shards(RECORDED.model_copy(update={"seed": 4}), tmp_path)[0]
-    with pytest.raises(SimulationError, match=r"0000000\.h5: a shard of another configuration"):
-        other.finished()
+    with pytest.raises(SimulationError, match=r"0000000\.h5: a shard of another configuration or device"):
+        dataclasses.replace(first, **other).finished()
+
+
+def test_file_of_another_configuration_keeps_its_shards(recorded, stored, tmp_path):
+    path = Path(shutil.copy(recorded, tmp_path / "small.h5"))
+    shards = kept(path)
+    with pytest.raises(store.StoreError, match=r"small\.h5: holds"):
+        simulate.simulate(RECORDED.model_copy(update={"seed": 4}), path)
+    assert all(shard.finished() for shard in shards) and path.read_bytes() == recorded.read_bytes()
+
+
+def test_merging_removes_its_own_files_only(stored, tmp_path):
+    path = tmp_path / "small.h5"
+    notes = kept(path)[0].path.with_name("notes.txt")
+    notes.write_text("mine")
+    notes.with_name("0000016.tmp").write_bytes(b"half")
+    simulate.simulate(RECORDED, path)
+    assert path.exists() and list(notes.parent.iterdir()) == [notes]
+
+
+def test_finished_file_needs_no_lock(recorded, tmp_path, monkeypatch):
+    """As in a folder that is read-only."""
+    path = Path(shutil.copy(recorded, tmp_path / "small.h5"))
+    monkeypatch.setattr(simulate, "_alone", lambda path: pytest.fail("locked"))
+    monkeypatch.setattr(Path, "mkdir", lambda *arguments, **options: pytest.fail("written"))
+    simulate.simulate(RECORDED, path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_merging_flags_duplicates_and_keeps_bad_phantoms_out_of_every_part(stored, tmp_path, monkeypatch):
+    """Phantom 20 has the readings of phantom 3, in another shard; phantom 5 failed its checks."""
+    looked_up = recording.simulate
+
+    def spoilt(config, first, count, device):
+        columns = looked_up(config, first, count, device)
+        if (first, count) == (0, 16):
+            columns["checks"][5] = 1
+        if first == 16:
+            columns["log_amplitude"][4] = looked_up(config, 3, 1, device)["log_amplitude"][0]
+        return columns
+
+    monkeypatch.setattr(recording, "simulate", spoilt)
+    simulate.simulate(RECORDED, tmp_path / "small.h5")
+    with store.File(tmp_path / "small.h5") as file:
+        bits = checks.faults(file)
+    assert {i: checks.reasons(bits[i]) for i in np.flatnonzero(bits)} == {
+        5: [checks.REASONS[0]],
+        20: [checks.DUPLICATE],
+    }
+    data = dataset.read(tmp_path / "small.h5", fractions=(4, 1, 1))
+    assert np.flatnonzero(data.labels < 0).tolist() == [5, 20]
+    assert sum(len(data.part(name)) for name in split.NAMES) == 34
 
 
 def test_two_that_ask_at_once_simulate_once(recorded, stored, tmp_path, capsys):
@@ -197,20 +272,16 @@ def test_gpu_is_used_by_this_process(recorded, stored, tmp_path, monkeypatch, ca
     monkeypatch.setattr(simulate, "ProcessPoolExecutor", lambda *arguments: pytest.fail("workers were started"))
     simulate.simulate(RECORDED, tmp_path / "small.h5", workers=2)
     assert stored == [(0, 1), (0, 16), (0, 16), (16, 16), (32, 4)]  # the first two are timed
-    assert (tmp_path / "small.h5").read_bytes() == recorded.read_bytes()
+    with store.File(tmp_path / "small.h5") as file, store.File(recorded) as expected:
+        assert file.digests() == expected.digests()
+        assert (file.attribute("device"), expected.attribute("device")) == ("cuda", "cpu")
     assert "on 1 GPU" in capsys.readouterr().err
-
-
-def test_file_is_for_a_configuration_with_measurements(tmp_path):
-    with pytest.raises(ValueError, match=r"data\.measurements is None"):
-        simulate.simulate(Data(phantoms=4, grid=16), tmp_path / "x.h5")
-    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (diffusion.ConvergenceError(3, 0.1, 1e-6), "phantom 19: residual 0.1"),
+        (diffusion.ConvergenceError(3, 0.1, 40), "phantom 19 has not converged: residual 0.1, iteration 40"),
         (ValueError("object 2: the tissue touches the wall"), "phantom 18: the tissue touches the wall"),
     ],
 )
@@ -238,86 +309,37 @@ def test_file_says_where_it_comes_from(recorded):
     with store.File(recorded) as file:
         held = json.loads(file.attribute("configuration"))
         assert held["phantoms"] == 36 and held["measurements"]["grid"] == 32 and held["physics"] == store.PHYSICS
-        assert (file.attribute("seed_phantoms"), file.attribute("seed_noise")) == ("3", "0")
+        fields = json.loads(file.attribute("fields"))["measurements"]
+        assert fields == RECORDED.measurements.model_dump() | {"grid": 32} and fields["frequency"] == 140e6
+        assert file.attribute("legend") == checks.LEGEND and not {"split", "strata"} & set(file.names)
         assert file.attribute("commit") == simulate.commit()
         np.testing.assert_array_equal(file.raw("family"), np.full(36, b"default"))
-        assert len(file.digests()) == 3 and not file.excluded.any()
+        assert len(file.digests()) == 3 and not file.raw("checks").any()
 
 
-def test_commit_is_that_of_git():
-    git = ["git", "log", "-1", "--format=%H", "--", "dotlib"]
-    found = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    assert found.startswith(simulate.commit()) or (found, simulate.commit()) == ("", "unknown")
+def test_commit_is_that_of_the_package_and_says_whether_it_differs(tmp_path, monkeypatch):
+    def git(*arguments):
+        line = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(line, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setattr(simulate, "__file__", str(tmp_path / "dotlib" / "data" / "simulate.py"))
+    assert simulate.commit() == "unknown"
+    (tmp_path / "dotlib" / "data").mkdir(parents=True)
+    assert simulate.commit() == "unknown"
+    git("init"), git("config", "core.abbrev", "5"), git("config", "log.showSignature", "true")
+    (tmp_path / "dotlib" / "a.py").write_text("1")
+    git("add", "."), git("commit", "-m", "one")
+    package = git("rev-parse", "HEAD")
+    (tmp_path / "readme").write_text("1")
+    git("add", "."), git("commit", "-m", "two")
+    assert simulate.commit() == package and len(package) == 40
+    (tmp_path / "readme").write_text("2")
+    assert simulate.commit() == package
+    (tmp_path / "dotlib" / "a.py").write_text("2")
+    assert simulate.commit() == package + "-dirty"
 
 
 def test_import_of_the_dataset_leaves_the_solver_alone():
     script = "import sys, dotlib.study; print('numba' in sys.modules or 'dotlib.physics.diffusion' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
-
-
-def test_recording_is_the_noise_law_on_the_clean_readings(recorded):
-    """Phase and amplitude lie within their standard deviations of phi_clean, and are drawn by (seed, index)."""
-    with store.File(recorded) as file:
-        c = {name: file.raw(name) for name in file.names}
-    clear = c["sigma"][..., 1] < 0.1
-    amplitude = (c["log_amplitude"] - np.log(np.abs(c["phi_clean"]))) / c["sigma"][..., 0]
-    turn = np.angle(np.exp(1j * c["phase"]) * c["phi_clean"]) / c["sigma"][..., 1]
-    for z in (amplitude[clear], turn[clear]):
-        assert abs(z.mean()) < 5 / np.sqrt(z.size) and z.std() == pytest.approx(1, abs=0.15) and np.abs(z).max() < 6
-    i = 20
-    rng = np.random.default_rng([noise.STREAM, 0, i])
-    clean = c["phi_clean"][i].astype(complex)
-    log_amplitude, _, _ = noise.measure(clean, np.zeros(24), c["pairs"][i], Noise(), rng)
-    np.testing.assert_allclose(c["log_amplitude"][i], log_amplitude, atol=1e-5)
-
-
-def test_phantom_is_in_the_frame_of_its_probe(recorded):
-    with store.File(recorded) as file:
-        tables, sources = file.raw("ellipsoids"), file.raw("sources")
-    sampled = phantoms.sample("default", 36, 3)
-    for column in (phantoms.AXES, phantoms.EXPONENT, phantoms.MUA, phantoms.MUSP):
-        np.testing.assert_array_equal(tables[..., column], sampled[..., column])
-    assert np.abs(tables[..., phantoms.QUATERNION] - sampled[..., phantoms.QUATERNION])[:, 0].max(1).min() > 1e-3
-    assert (np.linalg.norm(sources[..., :2], axis=-1) <= 30).all() and sources[..., 2].min() > 0
-
-
-@pytest.mark.parametrize("frequency", [0.0, 140e6, 1e9])
-@pytest.mark.parametrize(("mua", "musp"), [(0.003, 0.78), (0.007, 1.18), (0.02, 2.5)])
-def test_phase_of_a_half_space_is_that_along_a_path_from_the_source(frequency, mua, musp):
-    separation = np.arange(0, 150, 0.1)
-    phi = green.semi_infinite(separation, mua, musp, frequency, N)
-    path = np.unwrap(-np.angle(phi))
-    assert path[-1] > (4 * np.pi if frequency == 1e9 else 0) or frequency == 0
-    found = recording.unwrapped(phi, mua, musp, separation, frequency, N)
-    np.testing.assert_allclose(found, path, atol=1e-9)
-    turned = recording.unwrapped(phi * np.exp(2.5j), mua, musp, separation, frequency, N)
-    np.testing.assert_allclose(turned, path - 2.5, atol=1e-9)
-
-
-def test_phase_of_a_phantom_is_that_along_a_path_over_its_surface(one_thread):
-    """At 600 MHz, where it passes half a turn: detectors in a row, 1 mm apart, from 10 to 40 mm."""
-    rows = phantoms.sample("default", 1, 7)[0]
-    surface = recording.Surface(rows[0])
-    angle = np.linspace(0, np.pi / 2, 400)
-    points = surface.along(np.stack([np.sin(angle), 0 * angle, np.cos(angle)], 1))
-    distance = np.linalg.norm(points - points[0], axis=1)
-    row = points[np.searchsorted(distance, np.arange(10, 34))]
-    pairs = np.stack([np.zeros(len(row), int), np.arange(len(row))], 1)
-    media = [recording._medium(rows, 32, "cpu")]
-    phi = diffusion.readings(media, points[None, :1], row[None], pairs[None], 600e6, N)[0]
-    separation = probe.separations(points[:1], row, pairs)
-    phase = recording.unwrapped(phi, *recording.mean_properties(rows, 32), separation, 600e6, N)
-    np.testing.assert_allclose(phase, np.unwrap(-np.angle(phi)) + 2 * np.pi * np.round(
-        (phase[0] + np.angle(phi[0])) / (2 * np.pi)), atol=1e-9)  # fmt: skip
-    assert 0 < phase[0] < np.pi < phase[-1] and (np.diff(phase) > 0).all()
-
-
-def test_mean_properties_are_those_of_the_tissue():
-    rows = phantoms.sample("single", 1, 0)[0]
-    volume = phantoms.rasterise(rows[None], 64)[0].double().numpy()
-    tissue = (
-        phantoms.rasterise(phantoms.without_inclusions(rows[None]), 64)[0, 0].double().numpy() / rows[0, phantoms.MUA]
-    )
-    expected = volume.reshape(2, -1).sum(1) / tissue.sum()
-    np.testing.assert_allclose(recording.mean_properties(rows, 64), expected, rtol=2e-3)

@@ -68,6 +68,8 @@ def test_quality_is_above_or_below_the_edge_by_the_median_pair(tables):
     sigma[..., 0] = edge * np.array([[0.9] * 5, [1.1] * 5, [0.1, 0.1, 0.9, 9, 9], [0.1, 0.1, 1.1, 9, 9]])
     assert ((split.strata(rows, sigma) - split.strata(rows)) // 16).tolist() == [0, 1, 0, 1]
     assert split.strata(None, sigma).tolist() == [0, 16, 0, 16]
+    sigma[0, :3] = np.nan  # most pairs were lost
+    assert split.strata(None, sigma).tolist() == [16, 16, 0, 16]
 
 
 def test_measured_split_is_stable_when_phantoms_are_appended(tables, sigma):

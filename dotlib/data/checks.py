@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from . import phantoms, probe, store
-from .phantoms import AXES, CENTRE, CUBE, EMBEDDED, EXPONENT, FAMILIES, MUA, MUSP, QUATERNION
+from .phantoms import AXES, CENTRE, CUBE, EMBEDDED, EXPONENT, MUA, MUSP, QUATERNION
 from .surface import Surface
 
 Columns = Mapping[str, np.ndarray]
 BATCH = 64  # phantoms that are in memory at a time
 PLAUSIBLE = {MUA: (1e-4, 0.1), MUSP: (0.05, 10.0)}  # tissue and tumours, mm^-1
 SEPARATION = probe.Patch().separation
+OFF_SURFACE = 0.1  # mm
 NOISY = 0.3  # sd of ln A of a noisy pair
 MOST_NOISY = MOST_LOST = 0.5  # share of a phantom's pairs
-CLEAR = 0.3  # rad: a pair of less noise shows on which branch its phase is
-ROUNDING = 1e-5  # of products in float32
+CLEAR = 0.3  # sd (of ln A; rad) of a pair that shows which line over separation its phantom's readings follow
+AMPLITUDE = (-46.0, 7.0)  # ln A: from what single precision resolves to a thousand times the light of the nearest pair
+SPAN = 10.0  # mm of separation: a line over less says nothing
+FALL = 1 / 30  # of ln A per mm; from 10 to 40 mm the spreading of light alone makes it fall by 2 ln 4
+OTHER_SIGN = 0.5  # rad: a phase that falls by more over a probe
+CHECKS = 1  # raised by hand whenever the same file would be judged in another way
 
 
 def examine(columns: Columns) -> np.ndarray:
@@ -41,7 +45,7 @@ def examine(columns: Columns) -> np.ndarray:
 
 
 def _not_finite(c: Columns) -> np.ndarray:
-    return ~np.all([store.finite(name, values) for name, values in c.items()], axis=0)
+    return ~np.all([store.finite(name, c) for name in c], axis=0)
 
 
 def _half_lost(c: Columns) -> np.ndarray:
@@ -64,25 +68,6 @@ def _implausible(c: Columns) -> np.ndarray:
     return (outside & c["mask"]).any((1, 2, 3)) | ~c["mask"].any((1, 2, 3))
 
 
-def _unlike_family(c: Columns) -> np.ndarray:
-    """Coefficients or sizes that the phantom's family never has; other families than ours have no such ranges."""
-    out = np.zeros(len(c["family"]), dtype=bool)
-    for name in np.unique(c["family"]):
-        if f := FAMILIES.get(name.decode(errors="replace")):
-            chosen = c["family"] == name
-            tissue, inclusions = c["ellipsoids"][chosen, :1], c["ellipsoids"][chosen, 1:]
-            found = [
-                (tissue[..., MUA], f.mua), (tissue[..., MUSP], f.musp),
-                (tissue[..., AXES], f.tissue_axes), (inclusions[..., AXES], f.semi_axes),
-                (inclusions[..., MUA] / tissue[..., MUA], f.contrast_mua),
-                (inclusions[..., MUSP] / tissue[..., MUSP], f.contrast_musp),
-            ]  # fmt: skip
-            slack = 1 + ROUNDING
-            wrong = [((v < low / slack) | (v > high * slack)).reshape(len(v), -1).any(1) for v, (low, high) in found]
-            out[chosen] = np.any(wrong, axis=0)
-    return out
-
-
 def _unwired(c: Columns) -> np.ndarray:
     most = [c["sources"].shape[1], c["detectors"].shape[1]]
     return ((c["pairs"] < 0) | (c["pairs"] >= most)).any((1, 2))
@@ -91,7 +76,7 @@ def _unwired(c: Columns) -> np.ndarray:
 def _off_surface(c: Columns) -> np.ndarray:
     optodes = torch.from_numpy(np.concatenate([c["sources"], c["detectors"]], axis=1).astype(np.float64))
     distances = [Surface(rows[0])(points)[0] for rows, points in zip(c["ellipsoids"], optodes, strict=True)]
-    return ~(torch.stack(distances).abs() <= probe.TOLERANCE).all(1).numpy()
+    return ~(torch.stack(distances).abs() <= OFF_SURFACE).all(1).numpy()
 
 
 def _off_mask(c: Columns) -> np.ndarray:
@@ -130,22 +115,41 @@ def _lost(c: Columns) -> np.ndarray:
     return np.isnan(c["log_amplitude"]).mean(1) > MOST_LOST
 
 
-def _branch(c: Columns) -> np.ndarray:
-    """A clear pair's phase more than half a turn from the phantom's line over separation, or a line that falls.
+def _amplitude(c: Columns) -> np.ndarray:
+    return ((c["log_amplitude"] < AMPLITUDE[0]) | (c["log_amplitude"] > AMPLITUDE[1])).any(1)
 
-    The line is that of the least absolute deviations, so that a few pairs on another branch do not bend it; any offset
-    of the instrument is in it.
+
+def _line(c: Columns, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each phantom's line over separation in one kind of reading: slope `(P,)` per mm, residuals `(P, M)`, span `(P,)`.
+
+    Of the clear pairs, the others' residuals are 0. The line is that of the least absolute deviations, so that a few
+    pairs do not bend it; any offset of the instrument is in it.
     """
-    clear = (c["sigma"][..., 1] < CLEAR) & np.isfinite(c["phase"])
-    x, y = separations(c), np.where(clear, c["phase"], 0).astype(float)
+    clear = (c["sigma"][..., store.LOST.index(name)] < CLEAR) & np.isfinite(c[name])
+    x, y = separations(c), np.where(clear, c[name], 0).astype(float)
     weight = clear.astype(float)
     for _ in range(20):
         total = np.maximum(weight.sum(1, keepdims=True), 1e-12)
         dx, dy = (v - (weight * v).sum(1, keepdims=True) / total for v in (x, y))
         slope = (weight * dx * dy).sum(1) / np.maximum((weight * dx**2).sum(1), 1e-12)
-        residual = np.abs(dy - slope[:, None] * dx)
-        weight = clear / np.maximum(residual, 1e-2)
-    return (clear & (residual > np.pi)).any(1) | (slope * np.ptp(x, axis=1) < -0.1)
+        residual = np.where(clear, dy - slope[:, None] * dx, 0)
+        weight = clear / np.maximum(np.abs(residual), 1e-2)
+    span = np.where(clear, x, -np.inf).max(1) - np.where(clear, x, np.inf).min(1)
+    return slope, residual, np.maximum(span, 0)
+
+
+def _not_falling(c: Columns) -> np.ndarray:
+    """As with amplitudes that are no logarithms, or with readings of other pairs."""
+    slope, _, span = _line(c, "log_amplitude")
+    return (span >= SPAN) & (slope > -FALL)
+
+
+def _branch(c: Columns) -> np.ndarray:
+    """A pair more than half a turn from the phantom's line, or a line that falls, by more than its optodes' offsets."""
+    slope, residual, span = _line(c, "phase")
+    optodes = min(c["sources"].shape[1], c["detectors"].shape[1])
+    error = np.sqrt((residual**2).mean(1) * 12 / optodes)  # of the rise over the span of uniform separations
+    return (np.abs(residual) > np.pi).any(1) | ((span >= SPAN) & (slope * span < -np.maximum(OTHER_SIGN, 4 * error)))
 
 
 def _not_embedded(c: Columns) -> np.ndarray:
@@ -176,13 +180,14 @@ TESTS = (
     ("property out of range", ("ellipsoids",), _impossible),
     ("property out of range", ("volumes", "mask"), _implausible),
     ("pair names no optode", store.MEASURED[:3], _unwired),
-    ("unlike its family", ("ellipsoids", "family"), _unlike_family),
     ("optode off the surface", ("ellipsoids", *store.MEASURED[:2]), _off_surface),
     ("optode off the surface", ("mask", *store.MEASURED[:2]), _off_mask),
     ("pair measured twice", store.MEASURED[:3], _measured_twice),
     ("separation outside {:g}-{:g} mm".format(*SEPARATION), store.MEASURED[:3], _separation),
     (f"sd of ln A above {NOISY} in most pairs", ("sigma",), _noisy),
     ("most pairs lost", ("log_amplitude",), _lost),
+    ("ln A outside {:g} ... {:g}".format(*AMPLITUDE), ("log_amplitude",), _amplitude),
+    ("ln A does not fall with separation", store.MEASURED, _not_falling),
     ("phase on another branch", store.MEASURED, _branch),
     (f"inclusion embedded below {EMBEDDED:.0%}", ("ellipsoids",), _not_embedded),
     ("tissue touches the cube's wall", ("ellipsoids",), _touching),
@@ -190,6 +195,7 @@ TESTS = (
 )
 DUPLICATE = "duplicate of an earlier phantom"
 REASONS = (*dict.fromkeys(reason for reason, *_ in TESTS), DUPLICATE)
+LEGEND = json.dumps([CHECKS, *REASONS])  # what stored bits mean
 GRAVE = sum(1 << REASONS.index(reason) for reason in REASONS[:3])
 
 
@@ -224,34 +230,35 @@ def examine_file(file: store.File) -> np.ndarray:
     return out
 
 
-@dataclass(frozen=True)
-class Report:
-    """Faults `(P,)` of a file, and how many phantoms have other ones stored with them."""
-
-    faults: np.ndarray
-    changed: int
-
-    @property
-    def counts(self) -> pd.DataFrame:
-        """Phantoms for each reason that occurs."""
-        rows = [(reason, int((self.faults >> i & 1).sum())) for i, reason in enumerate(REASONS)]
-        return pd.DataFrame([row for row in rows if row[1]], columns=["reason", "phantoms"])
-
-    @property
-    def bad(self) -> list[str]:
-        """A line for each excluded phantom."""
-        return [f"phantom {i}: {'; '.join(reasons(self.faults[i]))}" for i in np.flatnonzero(self.faults)]
+def stored(file: store.File) -> np.ndarray | None:
+    """The faults `(P,)` int32 that a file says its phantoms have; None where it says none, or by another legend."""
+    return file.raw("checks") if "checks" in file and file.attribute("legend") == LEGEND else None
 
 
-def report(path: Path) -> Report:
-    """Verify a file, bytes and records; StoreError where it cannot be used, as when no phantom is left."""
+def faults(file: store.File) -> np.ndarray:
+    """The faults of every phantom of a file, `(P,)` int32: stored, or examined; they are excluded from reading."""
+    found = stored(file)
+    found = examine_file(file) if found is None else found
+    file.excluded |= found != 0
+    return found
+
+
+def report(path: Path) -> tuple[np.ndarray, int]:
+    """Verify a file, bytes and records: faults `(P,)` int32, and how many phantoms have other ones stored with them.
+
+    StoreError where it cannot be used, as when no phantom is left.
+    """
     with store.File(path) as file:
         file.digests()
-        faults = examine_file(file)
-        if faults.all():
-            raise store.StoreError(f"{path}: no usable phantom; phantom 0: {'; '.join(reasons(faults[0]))}")
-        stored = file.raw("checks") if "checks" in file else faults
-    return Report(faults, int((faults != stored).sum()))
+        found, before = examine_file(file), stored(file)
+    if found.all():
+        raise store.StoreError(f"{path}: {none_usable(found)}")
+    return found, 0 if before is None else int((found != before).sum())
+
+
+def none_usable(faults: np.ndarray) -> str:
+    """Why no phantom of a file can be used."""
+    return f"no usable phantom; phantom 0: {'; '.join(reasons(faults[0]))}"
 
 
 def sample(path: Path, usable: np.ndarray, most: int = 256) -> dict[str, np.ndarray]:

@@ -12,21 +12,21 @@ import numpy as np
 import torch
 
 from ..config import Data, root
-from . import phantoms, store
-from .split import NAMES, digest, split, strata
+from . import checks, phantoms, store
+from .split import NAMES, QUALITY_EDGE, digest, split, strata
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Phantoms and their split: 0, 1, 2 as in NAMES, -1 for a phantom that failed its checks.
 
-    `ellipsoids` `(P, 6, 13)` is None where a user's file has no such tables; `path` is the file of the readings, None
-    where there are none.
+    `ellipsoids` `(P, 6, 13)` is None where a user's file has no such tables, `grid` where it has no volumes and nobody
+    named one; `path` is the file of the readings, None where there are none.
     """
 
     ellipsoids: np.ndarray | None
     labels: np.ndarray
-    grid: int
+    grid: int | None
     path: Path | None = None
     content: str = ""  # hash of the file's arrays
 
@@ -40,7 +40,12 @@ class Dataset:
     @property
     def voxel(self) -> float:
         """Width of a voxel, mm."""
-        return phantoms.CUBE / self.grid
+        return phantoms.CUBE / self._named_grid()
+
+    def _named_grid(self) -> int:
+        if self.grid is None:
+            raise store.StoreError(f"{self.path}: no grid was named; accepted: {', '.join(map(str, store.GRIDS))}")
+        return self.grid
 
     def part(self, name: str) -> np.ndarray:
         """The tables of `train`, `validation` or `test`."""
@@ -61,21 +66,21 @@ class Dataset:
         """Anti-aliased volumes of one part, (P, 2, D, H, W), mm^-1; 5,000 of 64^3 in float16 take 5.2 GB."""
         if self.ellipsoids is None:
             return torch.from_numpy(self.measurements(name, "volumes")["volumes"]).to(device, dtype)
-        return phantoms.rasterise(self.part(name), self.grid, device, dtype)
+        return phantoms.rasterise(self.part(name), self._named_grid(), device, dtype)
 
     def mean(self, name: str) -> torch.Tensor:
         """Mean volume of one part, (2, D, H, W), mm^-1."""
         if self.ellipsoids is None:
             return self.volumes(name).mean(0)
         tables = self.part(name)
-        chunks = (phantoms.rasterise(tables[i : i + 64], self.grid).sum(0) for i in range(0, len(tables), 64))
+        chunks = (phantoms.rasterise(tables[i : i + 64], self._named_grid()).sum(0) for i in range(0, len(tables), 64))
         return sum(chunks) / len(tables)
 
     def tissue(self, name: str, device="cpu") -> torch.Tensor:
         """Tissue masks of one part, (P, D, H, W) bool."""
         if self.ellipsoids is None:
             return torch.from_numpy(self.measurements(name, "mask")["mask"]).to(device)
-        return phantoms.labels(self.part(name), self.grid, device) > 0
+        return phantoms.labels(self.part(name), self._named_grid(), device) > 0
 
 
 def _chosen(file: store.File, column: str, chosen: np.ndarray) -> np.ndarray:
@@ -107,23 +112,21 @@ def read(
 
     With `fractions` the phantoms are split anew, else as the file says, or 70 / 15 / 15 %. Phantoms that failed their
     checks (examined here where the file does not say) are in no part, and a line on standard error counts them. Raises
-    StoreError for a file that cannot be used, or that holds another configuration than `identity`.
+    StoreError for a file that cannot be used, that has no usable phantom, or another configuration than `identity`.
     """
-    from . import checks
-
     with store.File(path) as file:
         if identity is not None:
             file.require(identity)
-        if "checks" not in file:
-            file.excluded = checks.examine_file(file) != 0
+        if (faults := checks.faults(file)).all():
+            raise store.StoreError(f"{path}: {checks.none_usable(faults)}")
         tables = file.read("ellipsoids") if "ellipsoids" in file else None
         if fractions is None and "split" in file:
             labels = np.where(file.excluded, np.int8(-1), file.read("split"))
             if not np.isin(labels, (-1, 0, 1, 2)).all():
                 raise store.StoreError(f"{path}: split holds {np.unique(labels).tolist()}; accepted: -1, 0, 1, 2")
         else:
-            known = tables, file.raw("sigma") if "sigma" in file else None
-            stratum = np.zeros(len(file), np.int8) if known[0] is None and known[1] is None else strata(*known)
+            sigma = file.raw("sigma") if "sigma" in file else None
+            stratum = np.zeros(len(file), np.int8) if tables is None and sigma is None else strata(tables, sigma)
             labels = split(stratum, fractions or Data.model_fields["fractions"].default, seed, file.excluded)
         if file.excluded.any():
             print(
@@ -133,7 +136,7 @@ def read(
         own = file.sizes.get("D")
         if tables is None and own is not None and grid not in (None, own):
             raise store.StoreError(f"{path}: volumes of {own}^3, not {grid}^3")
-        return Dataset(tables, labels, grid or own or 64, Path(path), file.content())
+        return Dataset(tables, labels, grid or own, Path(path), file.content())
 
 
 def prepare(config: Data, folder: Path | None = None, workers: int | None = None) -> Path | None:
@@ -149,7 +152,7 @@ def prepare(config: Data, folder: Path | None = None, workers: int | None = None
 
 def location(config: Data, folder: Path | None = None) -> Path:
     """The file of a configuration: `<family>-<phantoms>-<grid>-<hash>.h5`; the hash knows the sampled tables too."""
-    grid = config.measurements.grid or config.grid
+    grid = config.light_grid
     held = store.identity(config).encode() + _tables(config.family, config.phantoms, config.seed).tobytes()
     name = f"{config.family}-{config.phantoms}-{grid}-{hashlib.sha256(held).hexdigest()[:12]}.h5"
     return (root() / "data" if folder is None else folder) / name
@@ -160,7 +163,8 @@ def key(config: Data) -> str:
     plain = load(config.model_copy(update={"measurements": None})).digest
     if config.measurements is None:
         return plain
-    return hashlib.sha256((plain + location(config, Path()).name).encode()).hexdigest()[:16]
+    rules = f"{plain} {location(config, Path()).name} {QUALITY_EDGE} {checks.LEGEND}"  # of the split and who is in it
+    return hashlib.sha256(rules.encode()).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=4)

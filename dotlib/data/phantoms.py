@@ -16,6 +16,8 @@ import torch
 from scipy.spatial.transform import Rotation
 from scipy.stats import qmc
 
+from .surface import Surface
+
 CUBE = 64.0  # mm
 ROWS, COLUMNS = 6, 13
 CENTRE, AXES, QUATERNION, EXPONENT, MUA, MUSP = slice(0, 3), slice(3, 6), slice(6, 10), 10, 11, 12
@@ -224,10 +226,8 @@ def _parts(
     voxel = CUBE / grid
     within = np.array([[0] * 3, [grid] * 3])  # after the tissue: its window, to which inclusions are clipped
     for k, row in enumerate(rows[np.isfinite(rows[:, MUA])]):
-        axes, e = row[AXES], row[EXPONENT]
-        matrix = Rotation.from_quat(row[QUATERNION]).as_matrix()
-        dual = e / (e - 1)
-        reach = (np.abs(matrix * axes) ** dual).sum(1) ** (1 / dual)
+        body = Surface(row)
+        axes, e, matrix, reach = body.axes, body.exponent, body.matrix, body.reach()
         lo = np.clip(np.floor((row[CENTRE] - reach) / voxel + grid / 2), *within).astype(int)
         hi = np.clip(np.ceil((row[CENTRE] + reach) / voxel + grid / 2), *within).astype(int)
         x = [

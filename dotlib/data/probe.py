@@ -16,7 +16,6 @@ from .phantoms import AXES, CENTRE, EXPONENT, QUATERNION
 
 STREAM = 4  # of random numbers
 MAX_DRAWS = 100
-TOLERANCE = 0.1  # mm between an optode and the surface
 Z = np.array([0.0, 0.0, 1.0])
 
 

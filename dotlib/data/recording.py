@@ -9,7 +9,6 @@ import numpy as np
 from ..config import Data
 from ..physics import diffusion, green
 from . import checks, noise, phantoms, probe, store
-from .split import strata
 from .surface import Surface
 
 
@@ -32,7 +31,7 @@ def simulate(config: Data, first: int, count: int, device: str = "cpu") -> dict[
         ]
         tables = np.stack([rows for rows, _ in drawn])
         out = {n: np.stack([getattr(p, n) for _, p in drawn]) for n in store.MEASURED[:3]}
-        media = [_medium(rows, m.grid or config.grid, device) for rows in tables]
+        media = [_medium(rows, config.light_grid, device) for rows in tables]
         phi = diffusion.readings(media, *out.values(), m.frequency, m.n, m.precise, device)
     except (diffusion.ConvergenceError, ValueError) as error:  # of the batch's object, which is no phantom's number
         named = re.sub(r"\bobject (\d+)", lambda found: f"phantom {first + int(found[1])}", str(error))
@@ -40,13 +39,13 @@ def simulate(config: Data, first: int, count: int, device: str = "cpu") -> dict[
     recordings = []
     for i, rows in enumerate(tables):
         separation = probe.separations(*(out[n][i] for n in store.MEASURED[:3]))
-        phase = unwrapped(phi[i], *mean_properties(rows, m.grid or config.grid), separation, m.frequency, m.n)
+        phase = unwrapped(phi[i], *mean_properties(rows, config.light_grid), separation, m.frequency, m.n)
         rng = np.random.default_rng([noise.STREAM, m.noise.seed, first + i])
         recordings.append(noise.measure(phi[i], phase, out["pairs"][i], m.noise, rng))
     out |= dict(zip(store.MEASURED[3:], map(np.stack, zip(*recordings, strict=True)), strict=True))
     out |= {"ellipsoids": tables, "phi_clean": phi, "family": np.full(count, config.family, "S16")}
     out = {n: out[n].astype(store.COLUMNS[n].dtype) for n in store.COLUMNS if n in out}
-    return out | {"strata": strata(tables, out["sigma"]), "checks": checks.examine(out)}
+    return out | {"checks": checks.examine(out)}
 
 
 def _medium(rows: np.ndarray, grid: int, device: str) -> diffusion.Medium:
@@ -59,7 +58,9 @@ def mean_properties(rows: np.ndarray, grid: int) -> np.ndarray:
     return phantoms.medium(rows, grid)[:, tissue].mean(1).numpy()
 
 
-def unwrapped(phi: np.ndarray, mua: float, musp: float, separation: np.ndarray, frequency: float, n: float):
+def unwrapped(
+    phi: np.ndarray, mua: float, musp: float, separation: np.ndarray, frequency: float, n: float
+) -> np.ndarray:
     """Phase of the fluence `phi` `(M,)`, rad, on the branch of a half-space of (mua, musp) at the same separations.
 
     phase = phase_ref - arg(phi / phi_ref), and phase_ref is within a quarter of a turn of that of the source without

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,9 +23,6 @@ from ..config import Data
 from ..workers import cpu_cores, end_with_driver
 from . import checks, recording, store
 from .recording import SimulationError
-from .split import split
-
-FRACTIONS = Data.model_fields["fractions"].default  # of the split that is stored
 
 
 @dataclass(frozen=True)
@@ -44,45 +40,62 @@ class Shard:
 
     @property
     def attributes(self) -> dict[str, str | int]:
-        return {"configuration": store.identity(self.config), "first": self.first}
+        return _origin(self.config, self.device) | {"first": self.first}
 
     def finished(self) -> bool:
-        """Whether the file is there, whole and undamaged; SimulationError if it is another configuration's."""
+        """Whether the file is there, whole and undamaged; SimulationError if it is another simulation's."""
         try:
             with store.File(self.path) as file:
                 file.digests()
-                if file.attribute("configuration") == self.attributes["configuration"]:
-                    return (len(file), file.attribute("first")) == (self.count, str(self.first))
+                file.raw("checks")  # no part of the digest
+                other = {name for name, value in self.attributes.items() if file.attribute(name) != str(value)}
+                if not other & {"configuration", "device"}:
+                    return len(file) == self.count and not other
         except store.StoreError:
             return False
-        raise SimulationError(f"{self.path}: a shard of another configuration; remove it, or choose another file")
+        raise SimulationError(
+            f"{self.path}: a shard of another configuration or device; remove it, or name another file"
+        )
+
+
+def _origin(config: Data, device: str) -> dict[str, str | int]:
+    return {"configuration": store.identity(config), "device": device, "legend": checks.LEGEND}
 
 
 def simulate(config: Data, path: Path, workers: int | None = None) -> None:
-    """Write the dataset file of a configuration, or continue it; nothing is done where the file is.
+    """Write the dataset file of a configuration with measurements, or continue it; nothing is done where the file is.
 
     Fixed blocks of 16 phantoms are simulated by `workers` processes of one thread each (one for each core by default;
     where there is a GPU, by this process on it), so the bytes do not depend on their number. Finished blocks lie in
     `<path>.parts` until all are merged. A second process that asks for the file waits. Raises SimulationError, naming
-    the phantom where there is one, and ValueError for a configuration without measurements.
+    the phantom where there is one, and StoreError for a file of another configuration or a place that is none.
     """
-    if config.measurements is None:
-        raise ValueError("simulate: data.measurements is None; a configuration of measurements is accepted")
+    if _there(config, path):
+        return
     parts = path.with_name(path.name + ".parts")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        parts.mkdir(parents=True, exist_ok=True)
         with _alone(path):
-            if not path.exists():
-                parts.mkdir(exist_ok=True)
-                shards = _shards(config, parts)
-                _finish(shards, workers or cpu_cores(), path)
-                _merge(config, shards, path)
-            shutil.rmtree(parts, ignore_errors=True)
+            if not _there(config, path):
+                parts.mkdir(exist_ok=True)  # whoever had the lock has removed it
+                _merge(config, _finished(_shards(config, parts), workers or cpu_cores(), path), path)
+            with contextlib.suppress(OSError):  # what is not ours stays in it
+                parts.rmdir()
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
-        raise SimulationError(
-            f"{path}: {reason}; finished shards are kept in {parts}, the same command continues"
-        ) from None
+        if not parts.is_dir():
+            raise store.StoreError(f"{path}: {reason}") from None
+        kept = f"; finished shards are kept in {parts}, the same command continues" if any(parts.glob("*.h5")) else ""
+        raise SimulationError(f"{path}: {reason}{kept}") from None
+
+
+def _there(config: Data, path: Path) -> bool:
+    """Whether the file is; StoreError if it is another configuration's, or none."""
+    if not os.path.lexists(path):
+        return False
+    with store.File(path) as file:
+        file.require(store.identity(config))
+    return True
 
 
 def _shards(config: Data, parts: Path) -> list[Shard]:
@@ -107,11 +120,11 @@ def _alone(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _finish(shards: list[Shard], workers: int, path: Path) -> None:
-    """Make the missing shards; the failures of all, a line each."""
+def _finished(shards: list[Shard], workers: int, path: Path) -> list[Shard]:
+    """The shards, after the missing ones are made; the failures of all, a line each."""
     missing = [shard for shard in shards if not shard.finished()]
     if not missing:
-        return
+        return shards
     total, left = (sum(shard.count for shard in some) for some in (shards, missing))
     workers = 1 if missing[0].device == "cuda" else min(workers, len(missing))
     seconds = _pace(missing[0]) * left / workers
@@ -127,17 +140,17 @@ def _finish(shards: list[Shard], workers: int, path: Path) -> None:
             bar.update(shard.count)
     if failures:
         raise SimulationError("\n".join(failures))
+    return shards
 
 
 def _pace(shard: Shard) -> float:
-    """Seconds a phantom, from the first one; on a GPU from a whole shard, whose phantoms share it."""
+    """Seconds a phantom: of the first one, once it is compiled; on a GPU of a whole shard, whose phantoms share it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        recording.simulate(shard.config, shard.first, 1, shard.device)  # compiles
-        count = shard.count if shard.device == "cuda" else 1
-        start = time.perf_counter()
-        recording.simulate(shard.config, shard.first, count, shard.device)
+        for count in (1, shard.count if shard.device == "cuda" else 1):
+            start = time.perf_counter()
+            recording.simulate(shard.config, shard.first, count, shard.device)
         return (time.perf_counter() - start) / count
     finally:
         torch.set_num_threads(threads)
@@ -192,36 +205,32 @@ def _start_worker() -> None:
 
 
 def _merge(config: Data, shards: list[Shard], path: Path) -> None:
-    """All shards in one file, with what depends on all phantoms: duplicates, the split."""
+    """All shards in one file, in their place, with the check that needs all phantoms: duplicates."""
     duplicates, merged = checks.Duplicates(), shards[0].path.with_name("merged.h5")
+    attributes = _origin(config, shards[0].device) | {"fields": store.identity(config, every=True), "commit": commit()}
     with store.writing(merged) as file:
         for i, shard in enumerate(shards):
             with store.File(shard.path) as source:
                 columns = {name: source.raw(name) for name in source.names}
             if i == 0:
-                store.create(file, columns | {"split": columns["strata"]}, config.phantoms, _attributes(config))
+                store.create(file, columns, config.phantoms, attributes)
             columns["checks"] |= duplicates(columns)
             for name, values in columns.items():
                 file[name][shard.first : shard.first + shard.count] = values
             file["digests"][i] = store.digest(columns)
-        file["split"][:] = split(file["strata"][:], FRACTIONS, config.seed, file["checks"][:] != 0)
-        file["split"].attrs["fractions"] = FRACTIONS
     os.replace(merged, path)
-
-
-def _attributes(config: Data) -> dict[str, str | int]:
-    return {
-        "configuration": store.identity(config),
-        "commit": commit(),
-        "seed_phantoms": config.seed,
-        "seed_noise": config.measurements.noise.seed,
-    }
+    for file in (*(shard.path for shard in shards), *merged.parent.glob("*.tmp")):
+        file.unlink()
 
 
 def commit() -> str:
-    """The last commit of the code, short."""
-    command = ["git", "-C", str(Path(__file__).parents[1]), "log", "-1", "--format=%h", "--", "."]
+    """The last commit of the package, in full, and whether its files differ from it."""
+    at = ["git", "-C", str(Path(__file__).parents[1])]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or "unknown"
+        last, changes = (
+            subprocess.run([*at, *command, "--", "."], capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-list", "-1", "HEAD"], ["status", "--porcelain"])
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return last + "-dirty" * bool(changes) if last else "unknown"

@@ -19,7 +19,7 @@ def strata(ellipsoids: np.ndarray | None, sigma: np.ndarray | None = None) -> np
     """Stratum of each phantom `(P,)` int8 from what is known of it: at most 32.
 
     Size of its largest inclusion (4) x low or high tissue mua (2) x musp (2), from its table; x good or poor
-    measurements (2), from the sd `(P, M, 2)` of its readings.
+    measurements (2), from the sd `(P, M, 2)` of its readings, where NaN is poor.
     """
     out = np.zeros(len(sigma if ellipsoids is None else ellipsoids), dtype=np.int8)
     if ellipsoids is not None:
@@ -28,7 +28,8 @@ def strata(ellipsoids: np.ndarray | None, sigma: np.ndarray | None = None) -> np
         out += size.astype(np.int8) * 4
         out += (ellipsoids[:, 0, MUA] > MUA_EDGE) * np.int8(2) + (ellipsoids[:, 0, MUSP] > MUSP_EDGE)
     if sigma is not None:
-        out += (np.median(sigma[..., 0], 1) > QUALITY_EDGE) * np.int8(16)
+        known = np.where(np.isnan(sigma[..., 0]), np.inf, sigma[..., 0])
+        out += (np.median(known, 1) > QUALITY_EDGE) * np.int8(16)
     return out
 
 

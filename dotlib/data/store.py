@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import h5py
 import numpy as np
@@ -22,6 +22,7 @@ from ..config import Data
 SCHEMA = 1
 PHYSICS = 1  # raised by hand whenever the same configuration would give other readings
 BLOCK = 16  # phantoms of a shard, and of a chunk of the file
+GRIDS = get_args(Data.model_fields["grid"].annotation)  # of volumes
 LIBVER = ("v110", "v110")  # the oldest format whose metadata have checksums too
 
 
@@ -39,8 +40,8 @@ class Column(NamedTuple):
 
 COLUMNS = {
     "ellipsoids": Column(("P", 6, 13), "f4", "mm, mm^-1"),
-    "volumes": Column(("P", 2, "D", "H", "W"), "f4", "mm^-1"),
-    "mask": Column(("P", "D", "H", "W"), "?", ""),
+    "volumes": Column(("P", 2, "D", "D", "D"), "f4", "mm^-1"),
+    "mask": Column(("P", "D", "D", "D"), "?", ""),
     "sources": Column(("P", "S", 3), "f4", "mm"),
     "detectors": Column(("P", "K", 3), "f4", "mm"),
     "pairs": Column(("P", "M", 2), "i2", "0-based"),
@@ -50,18 +51,20 @@ COLUMNS = {
     "phi_clean": Column(("P", "M"), "c8", "mm^-2"),
     "family": Column(("P",), "S16", ""),
     "split": Column(("P",), "i1", ""),
-    "strata": Column(("P",), "i1", ""),
     "checks": Column(("P",), "i4", ""),
 }
 MEASURED = ("sources", "detectors", "pairs", "log_amplitude", "phase", "sigma")
-DERIVED = ("split", "strata", "checks")  # not part of a shard's digest
+DERIVED = ("split", "checks")  # not part of a shard's digest
 LOST = ("log_amplitude", "phase")  # NaN in both: a pair that was lost
 
 
-def identity(config: Data) -> str:
-    """What a dataset file holds, as JSON: its configuration without the split and without the grid of the volumes."""
-    held = config.model_dump(mode="json", exclude_defaults=True, exclude={"fractions", "grid"})
-    held["measurements"] = {**held["measurements"], "grid": config.measurements.grid or config.grid}
+def identity(config: Data, every: bool = False) -> str:
+    """What a dataset file holds, as JSON: its configuration without the split and without the grid of the volumes.
+
+    Fields at their defaults are left out, so that a new one renames no file, or, with `every`, written too.
+    """
+    held = config.model_dump(mode="json", exclude_defaults=not every, exclude={"fractions", "grid"})
+    held["measurements"] = {**held["measurements"], "grid": config.light_grid}
     return json.dumps({**held, "physics": PHYSICS}, sort_keys=True)
 
 
@@ -132,21 +135,22 @@ def write(path: Path, columns: Mapping[str, np.ndarray], attributes: Mapping[str
 class File:
     """A dataset file whose schema has been checked, for use in a `with`; its length is the number of phantoms.
 
-    `excluded` `(P,)` marks the phantoms that failed their checks: those may hold anything. Raises StoreError for a file
-    that is missing, truncated or damaged, of another schema, or whose datasets have other shapes, types or units.
+    The phantoms that the reader marks in `excluded` `(P,)` may hold anything. Raises StoreError for a file that is
+    missing, truncated or damaged, of another schema, or whose datasets have other shapes, types or units.
     """
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        if not self.path.is_file():
-            raise StoreError(f"{path}: no such file")
         try:
+            if not self.path.is_file():
+                raise StoreError(f"{path}: {'a directory' if self.path.is_dir() else 'no such file'}")
             self._file = h5py.File(path, "r", locking=False)  # a file in its place is never changed
-        except OSError:
-            raise StoreError(f"{path}: truncated, damaged, or no HDF5 file") from None
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else "truncated, damaged, or no HDF5 file"
+            raise StoreError(f"{path}: {reason}") from None
         try:
             self._check()
-            self.excluded = self.raw("checks") != 0 if "checks" in self else np.zeros(len(self), dtype=bool)
+            self.excluded = np.zeros(len(self), dtype=bool)
         except BaseException:
             self._file.close()
             raise
@@ -166,12 +170,12 @@ class File:
     def attribute(self, name: str) -> str:
         """A text attribute of the file, empty where it is missing."""
         value = self._file.attrs.get(name, b"")
-        return value.decode() if isinstance(value, bytes) else str(value)
+        return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
     def require(self, identity: str) -> None:
         """StoreError unless the file holds this configuration."""
         if (held := self.attribute("configuration")) != identity:
-            raise StoreError(f"{self.path}: holds {held or 'no configuration'}, not {identity}")
+            raise StoreError(f"{self.path}: holds {held!r}, not {identity!r}")
 
     def raw(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """The values of phantoms `start` ... `stop - 1`, as they are; a bad checksum is an error."""
@@ -189,7 +193,10 @@ class File:
         if name not in self:
             raise StoreError(f"{self.path}: dataset {name!r} is missing; the file has {', '.join(self.names)}")
         out = self.raw(name, start, stop)
-        bad = ~finite(name, out) & ~self.excluded[start : start + len(out)]
+        columns = {name: out}
+        if name == "sigma" and np.isnan(out).any():
+            columns["phase"] = self.raw("phase", start, stop)
+        bad = ~finite(name, columns) & ~self.excluded[start : start + len(out)]
         if bad.any():
             raise StoreError(f"{self.path}: {name}: phantom {start + bad.argmax()} is not finite")
         return out
@@ -205,8 +212,8 @@ class File:
         return found
 
     def content(self) -> str:
-        """Hash of the file's arrays: of the stored digests where there are any."""
-        return hashlib.sha256(b"".join(self._kept() or self.digests())).hexdigest()[:16]
+        """Hash of the file's arrays; what `digests` raises."""
+        return hashlib.sha256(b"".join(self.digests())).hexdigest()[:16]
 
     def _kept(self) -> list[bytes]:
         with self._sound("digests are damaged (checksum)"):
@@ -229,7 +236,8 @@ class File:
     def _check_schema(self, found: Mapping[str, h5py.Dataset]) -> None:
         schema = self._file.attrs.get("schema")
         if schema is None or np.ndim(schema) or schema != SCHEMA:
-            raise StoreError(f"{self.path}: schema {schema}; accepted: {SCHEMA}")
+            held = schema.tolist() if isinstance(schema, np.generic | np.ndarray) else schema
+            raise StoreError(f"{self.path}: schema {repr(held)[:80]}; accepted: {SCHEMA}")
         if unknown := sorted(set(found) - {*COLUMNS, "digests"}):
             raise StoreError(f"{self.path}: unknown dataset {unknown[0]!r}; accepted: {', '.join(COLUMNS)}")
         self.names = [name for name in COLUMNS if name in found]
@@ -237,6 +245,12 @@ class File:
         self.sizes: dict[str, int] = {}
         for name in self.names:
             self._check_column(name, found[name])
+        if self.sizes.get("D", GRIDS[0]) not in GRIDS:
+            raise StoreError(f"{self.path}: volumes of {self.sizes['D']}^3; accepted: {', '.join(map(str, GRIDS))}")
+        kept = found.get("digests")
+        shards = (-(-self.sizes["P"] // BLOCK),)
+        if kept is not None and (getattr(kept, "shape", None), getattr(kept, "dtype", None)) != (shards, "S16"):
+            raise StoreError(f"{self.path}: digests are no dataset of shape {shards} and type S16")
 
     def _check_complete(self) -> None:
         wanted = [("volumes", "mask")] if {"volumes", "mask"} & set(self.names) else []
@@ -266,16 +280,18 @@ class File:
             raise StoreError(f"{self.path}: {name} has unit {unit!r}; accepted: {want.unit!r}")
 
 
-def finite(name: str, values: np.ndarray) -> np.ndarray:
-    """Which phantoms `(P,)` hold finite numbers, where the schema asks for numbers.
+def finite(name: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which phantoms `(P,)` hold finite numbers in a column, where the schema asks for numbers.
 
-    Unused rows of a table are NaN, and so are the readings of a lost pair.
+    Unused rows of a table are NaN, and so are the readings of a lost pair, whose sd may be.
     """
-    if values.dtype.kind not in "fc":
+    if (values := columns[name]).dtype.kind not in "fc":
         return np.ones(len(values), dtype=bool)
     good = np.isfinite(values)
     if name == "ellipsoids":
         good[:, 1:] |= np.isnan(values[:, 1:]).all(-1, keepdims=True)
     if name in LOST:
         good |= np.isnan(values)
+    if name == "sigma" and "phase" in columns:
+        good |= np.isnan(values) & np.isnan(columns["phase"])[..., None]
     return good.reshape(len(values), -1).all(1)
