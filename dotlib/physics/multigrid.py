@@ -119,7 +119,7 @@ class Multigrid:
         dense[of, own, own] = level.diag
         row, face = (level.neighbour < len(level.key)).nonzero(as_tuple=True)
         dense[of[row], own[row], own[level.neighbour[row, face]]] = -level.coupling[row, face]
-        return torch.linalg.inv(dense).float()
+        return torch.cholesky_inverse(torch.linalg.cholesky(dense)).float()
 
     def cycle(self, b: Tensor, grid: int = 0) -> Tensor:
         """One V-cycle for real right-hand sides (N, R) in fp32, from zero."""
