@@ -19,7 +19,7 @@ class SimulationError(RuntimeError):
 def simulate(config: Data, first: int, count: int, device: str = "cpu") -> dict[str, np.ndarray]:
     """The columns of phantoms `first` ... `first + count - 1`: tables, probes, readings, checks.
 
-    They are the same in any block. Raises SimulationError, naming the phantom, for a probe that cannot be placed and
+    On a CPU they are the same in any block. Raises SimulationError, naming the phantom, for a probe that cannot be placed and
     for light that does not converge.
     """
     m = config.measurements

@@ -61,6 +61,7 @@ class Operator:
 
     A source's weights act like a unit point source on fields that satisfy the boundary condition; near the wall they
     need not sum to 1.
+
     `points` (O, 3) is where the fluence is taken: at the surface, or one transport length below it; `shift` (O, 3) is
     how far that moves as musp grows, mm^2. `mean` (O, K) of the cells `near` (O, K) gives the tissue's values there.
     """
