@@ -19,8 +19,8 @@ class SimulationError(RuntimeError):
 def simulate(config: Data, first: int, count: int, device: str = "cpu") -> dict[str, np.ndarray]:
     """The columns of phantoms `first` ... `first + count - 1`: tables, probes, readings, checks.
 
-    On a CPU they are the same in any block. Raises SimulationError, naming the phantom, for a probe that cannot be placed and
-    for light that does not converge.
+    On a CPU they are the same in any block. Raises SimulationError, naming the phantom, for a probe that cannot be
+    placed and for light that does not converge.
     """
     m = config.measurements
     patch = probe.Patch(sources=m.sources, detectors=m.detectors, pairs=m.pairs, per_source=m.pairs // m.sources)
