@@ -15,8 +15,7 @@ from torch import Tensor
 from . import trainer
 from .bench_rows import rate, row
 from .config import Profile
-from .data import phantoms, probe
-from .data.surface import Surface
+from .data import phantoms, probe, recording
 from .physics import diffusion, geometry
 from .physics.diffusion import Medium, System
 from .physics.ssor import LANES, ROW, Ssor
@@ -49,8 +48,7 @@ def bench_forward(profile: Profile) -> list[dict]:
 def subject(grid: int, device: str) -> tuple[Medium, probe.Probe]:
     """The phantom that is solved, on any grid, and its probe."""
     table, optodes = probe.draw(phantoms.sample("default", 1, SEED)[0], SEED, 0)
-    mua, musp = phantoms.medium(table, grid, device)
-    return Medium(mua, musp, Surface(table[0]), phantoms.CUBE / grid), optodes
+    return recording.medium(table, grid, device), optodes
 
 
 def readings(grid: int, device: str, count: int = 1) -> Callable[[], np.ndarray]:

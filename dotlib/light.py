@@ -15,9 +15,8 @@ import torch
 
 from .config import Measurements
 from .data import phantoms, probe
-from .data.surface import Surface
+from .data.recording import medium
 from .physics import diffusion
-from .physics.diffusion import Medium
 from .workers import cpu_cores
 
 STREAM = 41  # of random numbers
@@ -55,11 +54,6 @@ def difference(phi: np.ndarray, reference: np.ndarray) -> dict[str, np.ndarray]:
 def spread(errors: pd.DataFrame, column: str) -> tuple[float, float]:
     """Median and 95 % quantile of absolute values."""
     return tuple(errors[column].abs().quantile((0.5, 0.95)))
-
-
-def medium(rows: np.ndarray, grid: int, device="cpu") -> Medium:
-    """A phantom `(R, 13)` for the solver."""
-    return Medium(*phantoms.medium(rows, grid, device), Surface(rows[0]), phantoms.CUBE / grid)
 
 
 def showcase(rows: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import light
 from .config import Measurements
-from .data import phantoms, probe
+from .data import phantoms, probe, recording
 from .physics import diffusion, green
 from .physics.diffusion import Operator, System
 from .physics.geometry import Cells
@@ -40,7 +40,7 @@ class Ball:
         return torch.cdist(self.sources, self.detectors).numpy()
 
     def system(self, grid: int, m: Measurements) -> System:
-        return diffusion.assemble(light.medium(self.tissue[None], grid), m.frequency, m.n)
+        return diffusion.assemble(recording.medium(self.tissue[None], grid), m.frequency, m.n)
 
 
 def ball(rng: np.random.Generator, m: Measurements, properties=HEALTHY, sources: int = 50, detectors: int = 8) -> Ball:

@@ -7,6 +7,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from dotlib.data import phantoms, probe
+from dotlib.data.recording import medium
 from dotlib.data.surface import Surface
 from dotlib.physics import diffusion, green
 
@@ -26,12 +27,6 @@ def tissue(axes, centre=(0, 0, 0), rotation=None, exponent=2.0, mua=0.005, musp=
     """A tissue row (13,)."""
     quaternion = (rotation or Rotation.identity()).as_quat()
     return np.array([*centre, *np.broadcast_to(axes, 3), *quaternion, exponent, mua, musp])
-
-
-def medium(rows, grid):
-    """What light needs of a table (6, 13)."""
-    mua, musp = phantoms.medium(rows, grid)
-    return diffusion.Medium(mua, musp, Surface(rows[0]), phantoms.CUBE / grid)
 
 
 def phantom(grid, index=0, family="default"):

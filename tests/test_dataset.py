@@ -52,7 +52,7 @@ def own(recorded, tmp_path):
 
 
 def test_file_is_simulated_where_it_is_missing(tmp_path, recorded, monkeypatch):
-    monkeypatch.setattr(simulate, "simulate", lambda c, path, workers: asked.append(shutil.copy(recorded, path)))
+    monkeypatch.setattr(simulate, "simulate", lambda c, path: asked.append(shutil.copy(recorded, path)))
     asked = []
     first, again = dataset.load(RECORDED, tmp_path), dataset.load(RECORDED, tmp_path)
     assert asked == [dataset.location(RECORDED, tmp_path)] and first.digest == again.digest

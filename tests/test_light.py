@@ -9,7 +9,7 @@ import torch
 
 from dotlib import light, light_readings, light_spheres, plots_light
 from dotlib.config import Measurements, Noise
-from dotlib.data import dataset, phantoms, probe
+from dotlib.data import dataset, phantoms, probe, recording
 from dotlib.data.surface import Surface
 from dotlib.physics import diffusion, geometry, green
 
@@ -60,7 +60,7 @@ def test_staircase_connects_only_what_it_keeps():
 
 
 def test_trilinear_gives_linear_fields_exactly_inside():
-    system = diffusion.assemble(light.medium(SPHERE[None], 32), M.frequency)
+    system = diffusion.assemble(recording.medium(SPHERE[None], 32), M.frequency)
     cells = light_spheres.staircase(system.cells)
     points = torch.tensor([[1.3, -2.2, 5.1], [7.9, 8.4, -3.3]], dtype=torch.float64)
     some = system.optodes(torch.tensor([[0, 0, 27.0], [27.0, 0, 0]], dtype=torch.float64), False)
@@ -71,7 +71,7 @@ def test_trilinear_gives_linear_fields_exactly_inside():
 
 
 def test_trilinear_takes_the_nearest_cell_where_there_is_none_around():
-    system = diffusion.assemble(light.medium(SPHERE[None], 32), M.frequency)
+    system = diffusion.assemble(recording.medium(SPHERE[None], 32), M.frequency)
     cells = light_spheres.staircase(system.cells)
     optode = system.optodes(torch.tensor([[27.0, 0.9, 0.9]], dtype=torch.float64), False)
     optode = dataclasses.replace(optode, points=optode.points + torch.tensor([2.5, 0, 0]))
@@ -92,7 +92,7 @@ def test_ball_has_the_light_of_the_centred_sphere(ball):
 
 def test_our_treatment_is_the_solver_that_makes_the_data(ball):
     pairs = np.stack(np.indices((6, 4)), -1).reshape(-1, 2)
-    medium = light.medium(ball.tissue[None], 32)
+    medium = recording.medium(ball.tissue[None], 32)
     plain = diffusion.readings([medium], ball.sources[None], ball.detectors[None], pairs[None], M.frequency, M.n)
     found = light_spheres.treated(ball.system(32, M), light_spheres.OURS, ball.sources, ball.detectors)
     np.testing.assert_allclose(found.ravel(), plain[0], rtol=1e-4)

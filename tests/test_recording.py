@@ -66,7 +66,7 @@ def test_phase_of_a_phantom_is_that_along_a_path_over_its_surface(one_thread):
     distance = np.linalg.norm(points - points[0], axis=1)
     row = points[np.searchsorted(distance, np.arange(10, 34))]
     pairs = np.stack([np.zeros(len(row), int), np.arange(len(row))], 1)
-    media = [recording._medium(rows, 32, "cpu")]
+    media = [recording.medium(rows, 32)]
     phi = diffusion.readings(media, points[None, :1], row[None], pairs[None], 600e6, N)[0]
     separation = probe.separations(points[:1], row, pairs)
     phase = recording.unwrapped(phi, *recording.mean_properties(rows, 32), separation, 600e6, N)

@@ -139,15 +139,12 @@ def read(
         return Dataset(tables, labels, grid or own, Path(path), file.content())
 
 
-def prepare(config: Data, folder: Path | None = None, workers: int | None = None) -> Path | None:
-    """See to it that the file of a configuration exists; None where it needs none."""
-    if config.measurements is None:
-        return None
-    if not (file := location(config, folder)).exists():
+def prepare(config: Data, folder: Path | None = None) -> None:
+    """See to it that the file of a configuration exists, if it needs one."""
+    if config.measurements and not (file := location(config, folder)).exists():
         from . import simulate  # with the solver: what reads a file does without it
 
-        simulate.simulate(config, file, workers)
-    return file
+        simulate.simulate(config, file)
 
 
 def location(config: Data, folder: Path | None = None) -> Path:

@@ -31,7 +31,7 @@ def simulate(config: Data, first: int, count: int, device: str = "cpu") -> dict[
         ]
         tables = np.stack([rows for rows, _ in drawn])
         out = {n: np.stack([getattr(p, n) for _, p in drawn]) for n in store.MEASURED[:3]}
-        media = [_medium(rows, config.light_grid, device) for rows in tables]
+        media = [medium(rows, config.light_grid, device) for rows in tables]
         phi = diffusion.readings(media, *out.values(), m.frequency, m.n, m.precise, device)
     except (diffusion.ConvergenceError, ValueError) as error:  # of the batch's object, which is no phantom's number
         named = re.sub(r"\bobject (\d+)", lambda found: f"phantom {first + int(found[1])}", str(error))
@@ -48,7 +48,8 @@ def simulate(config: Data, first: int, count: int, device: str = "cpu") -> dict[
     return out | {"checks": checks.examine(out)}
 
 
-def _medium(rows: np.ndarray, grid: int, device: str) -> diffusion.Medium:
+def medium(rows: np.ndarray, grid: int, device: str = "cpu") -> diffusion.Medium:
+    """A phantom `(R, 13)` as the solver takes it."""
     return diffusion.Medium(*phantoms.medium(rows, grid, device), Surface(rows[0]), phantoms.CUBE / grid)
 
 

@@ -28,6 +28,7 @@ PRECISE = 1e-12  # of the residual in fp64
 MOST = 500  # iterations
 INNER = 1e-6  # of a correction to an fp64 residual
 OUTER = 3  # such corrections, at most
+OUTSIDE = 1.2  # in A D: a cell's centre counts as no farther outside, where 2 A would turn the wall's sign
 OFF_SURFACE = 0.1  # mm
 TINY = 1e-300  # below any light: no light is no residual
 
@@ -105,7 +106,7 @@ class System:
     @cached_property
     def wall(self) -> Tensor:
         """Conductance of each cell's wall to the outside (N,), mm^2: 2 A D and the way to the wall in series."""
-        depth = (self.cells.depth / self.D).clamp_min(-1.2 * self.A)  # a centre far outside would turn the sign
+        depth = (self.cells.depth / self.D).clamp_min(-OUTSIDE * self.A)
         return self.cells.wall * self.cells.h**2 / (2 * self.A + depth)
 
     @cached_property

@@ -66,10 +66,14 @@ def cut(surface: Surface, grid: int, h: float, device="cpu") -> Cells:
     return _compact(grid, h, distance, normal, volume, apertures)
 
 
+def steps(index: Tensor, grid: int) -> Tensor:
+    """Indices (N, 3) along x, y, z of voxels with these flat indices."""
+    return torch.stack([index // grid**2, index // grid % grid, index % grid], -1)
+
+
 def centres(index: Tensor, grid: int, h: float) -> Tensor:
     """Centres (N, 3), mm, of voxels with these flat indices."""
-    steps = torch.stack([index // grid**2, index // grid % grid, index % grid], -1)
-    return (steps.double() + 0.5 - grid / 2) * h
+    return (steps(index, grid).double() + 0.5 - grid / 2) * h
 
 
 def _distances(surface: Surface, grid: int, h: float, device) -> tuple[Tensor, Tensor]:

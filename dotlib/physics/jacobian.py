@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp
 
-from . import diffusion, optodes
+from . import diffusion, geometry, optodes
 from .diffusion import Operator, System
 
 CHUNK = 64  # pairs at a time
@@ -68,8 +68,7 @@ class _Gather:
     def __init__(self, system: System, grid: int, parameters: str):
         cells, D = system.cells, system.D
         self.system, self.parameters, self.size = system, parameters, grid**3
-        steps = torch.stack([cells.index // cells.grid**2, cells.index // cells.grid % cells.grid,
-                             cells.index % cells.grid], -1) // (cells.grid // grid)  # fmt: skip
+        steps = geometry.steps(cells.index, cells.grid) // (cells.grid // grid)
         self.voxel = (steps[:, 0] * grid + steps[:, 1]) * grid + steps[:, 2]
         other = torch.cat([D, D[:1]])[cells.neighbour]
         self.volume = cells.volume * cells.h**3
@@ -77,7 +76,7 @@ class _Gather:
         self.face = cells.aperture * cells.h * 2 * other**2 / (D[:, None] + other) ** 2
         depth = cells.depth / D
         series = 2 * system.A + depth
-        free = depth > -1.2 * system.A  # where the depth is clamped, D does not count
+        free = depth > -diffusion.OUTSIDE * system.A  # where the depth is clamped, D does not count
         self.wall = torch.where(free, cells.wall * cells.h**2 * depth / (D * series**2), 0.0)
 
     def __call__(self, phi: Tensor, psi: Tensor, s: Tensor, d: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from . import geometry
+
 COARSEST = 8  # voxels a side of the grid that is solved densely
 DAMPING = 0.8
 SMOOTHING = 2  # damped Jacobi steps before and after
@@ -35,8 +37,7 @@ class Level:
     @cached_property
     def steps(self) -> Tensor:
         """Voxel indices (N, 3)."""
-        g = self.grid
-        return torch.stack([self.key // g**2 % g, self.key // g % g, self.key % g], -1)
+        return geometry.steps(self.key % self.grid**3, self.grid)
 
     def find(self, steps: Tensor, of: Tensor) -> Tensor:
         """The cells at voxels (..., 3) of objects (...), N where there is none."""
