@@ -4,13 +4,13 @@ The unit of replication is the training run: intervals that compare arms run ove
 describe a test set over phantoms (BCa).
 """
 
+from bisect import bisect_left
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import optimize, special, stats
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 
 
 class Interval(NamedTuple):
@@ -33,6 +33,24 @@ class Contrast(NamedTuple):
     wins: int
 
 
+class Equivalence(NamedTuple):
+    """Arm a against arm b: effect in per cent with the interval of level 1 - 2 alpha, the p value of the two one-sided
+    tests, and 'equivalent', 'not equivalent' or 'not resolved'."""
+
+    effect: Interval
+    p: float
+    verdict: str
+
+
+class Judgement(NamedTuple):
+    """A promised improvement: 'confirmed', 'refuted' or 'not resolved'; the change itself: 'better', 'worse' or
+    'not resolved'; whether the whole interval lies above the promise."""
+
+    verdict: str
+    change: str
+    exceeded: bool
+
+
 def _means(values: ArrayLike, axis: int) -> np.ndarray:
     """Means along one axis of (R, P), without NaN; a vector is taken as it is."""
     values = np.asarray(values, dtype=float)
@@ -47,7 +65,7 @@ def _means(values: ArrayLike, axis: int) -> np.ndarray:
 def _t_interval(values: np.ndarray, level: float) -> Interval:
     """Student's interval of the mean; unbounded from one value."""
     n, centre = len(values), float(values.mean())
-    half = stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else np.inf
+    half = special.stdtrit(n - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(n) if n > 1 else np.inf
     return Interval(centre, float(centre - half), float(centre + half), n)
 
 
@@ -82,23 +100,102 @@ def phantom_interval(
     return Interval(centre, float(limits.low), float(limits.high), len(phantoms))
 
 
-def paired_contrast(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Contrast:
-    """Effect of arm a against arm b over paired seeds, from the differences of their log errors.
+def log_ratio(a: ArrayLike, b: ArrayLike) -> np.ndarray:
+    """ln(a / b) of two arms' errors, (R, P) or (R,), row r of both from one seed.
 
-    a, b: positive errors (R, P) or (R,), row r of both from one seed; logarithms are averaged over phantoms. The
-    effect is 100 (exp(mean difference) - 1) per cent, negative where a is better, with Student's t interval.
     Raises ValueError on unequal shapes and on errors that are not positive and finite.
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape or not (np.isfinite(a) & (a > 0) & np.isfinite(b) & (b > 0)).all():
         raise ValueError(f"errors of shapes {a.shape}, {b.shape}: equal shapes, positive and finite, are needed")
-    difference = _means(np.log(a) - np.log(b), axis=1)
+    return np.log(a) - np.log(b)
+
+
+def per_cent(interval: Interval) -> Interval:
+    """An interval of a log ratio as change in per cent, 100 (exp(x) - 1)."""
+    return Interval(*(float(100 * np.expm1(x)) for x in interval[:3]), interval.n)
+
+
+def paired_contrast(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Contrast:
+    """Effect of arm a against arm b over paired seeds, from the differences of their log errors.
+
+    a, b: positive errors (R, P) or (R,), row r of both from one seed; logarithms are averaged over phantoms. The
+    effect is 100 (exp(mean difference) - 1) per cent, negative where a is better, with Student's t interval.
+    It speaks of new training runs judged on these phantoms; `stats_crossed` also of new phantoms. Errors: `log_ratio`.
+    """
+    difference = _means(log_ratio(a, b), axis=1)
     interval = _t_interval(difference, level)
-    sd = difference.std(ddof=1) if len(difference) > 1 else np.nan
-    effect = Interval(*(float(100 * np.expm1(x)) for x in interval[:3]), interval.n)
+    sd = float(difference.std(ddof=1)) if len(difference) > 1 else np.nan
     dz = float(interval.estimate / sd) if sd > 0 else np.nan
-    p = float(stats.ttest_1samp(difference, 0).pvalue) if sd > 0 else np.nan
-    return Contrast(effect, p, float(sd), dz, int((difference < 0).sum()))
+    p = float(2 * special.stdtr(interval.n - 1, -abs(dz) * np.sqrt(interval.n))) if sd > 0 else np.nan
+    return Contrast(per_cent(interval), p, sd, dz, int((difference < 0).sum()))
+
+
+def equivalence(a: ArrayLike, b: ArrayLike, margin: float, alpha: float = 0.05) -> Equivalence:
+    """Two one-sided paired t tests over seeds (Schuirmann 1987) for |ln(a / b)| < ln(1 + margin / 100).
+
+    a, b: as in `paired_contrast`; margin in per cent, chosen before the result. The verdict reads the interval of level
+    1 - 2 alpha: 'equivalent' inside the margin, 'not equivalent' wholly outside. p is NaN where seeds do not differ.
+    Raises ValueError unless margin > 0 and 0 < alpha < 0.5.
+    """
+    if not (margin > 0 and 0 < alpha < 0.5):
+        raise ValueError(f"margin {margin} per cent, alpha {alpha}: margin > 0 and 0 < alpha < 0.5 are needed")
+    difference, limit = _means(log_ratio(a, b), axis=1), np.log1p(margin / 100)
+    interval = _t_interval(difference, 1 - 2 * alpha)
+    error = difference.std(ddof=1) / np.sqrt(interval.n) if interval.n > 1 else np.nan
+    p = float(special.stdtr(interval.n - 1, (abs(interval.estimate) - limit) / error)) if error > 0 else np.nan
+    inside = -limit < interval.low and interval.high < limit
+    outside = interval.low > limit or interval.high < -limit
+    word = "equivalent" if inside else "not equivalent" if outside else "not resolved"
+    return Equivalence(per_cent(interval), p, word)
+
+
+def wilcoxon(a: ArrayLike, b: ArrayLike) -> float:
+    """Two-sided p value of Wilcoxon's signed-rank test over paired seeds; a, b: as in `paired_contrast`.
+
+    NaN where no seed differs. Raises ValueError below 6 seeds.
+    """
+    difference = _means(log_ratio(a, b), axis=1)
+    if (n := len(difference)) < 6:
+        raise ValueError(f"{n} seeds: at least 6 are needed, the smallest p value of {n} is {min(1, 2 / 2**n):.3g}")
+    return float(stats.wilcoxon(difference).pvalue) if difference.any() else np.nan
+
+
+def probability_of_improvement(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Interval:
+    """Probability that a run of arm a has a lower error than a run of arm b, ties counting half (Agarwal 2021).
+
+    a (R, P), b (R', P), all pairs of runs, averaged over phantoms; or one number a run, (R,), (R',). The interval is
+    Newcombe's score interval (2006, method 5) for R against R' runs, with Student's quantile of R + R' - 2: phantoms
+    are no replicates, so for (R, P) it is wider than need be; a bootstrap over few seeds collapses where every run of
+    one arm is better.
+    Raises ValueError on shapes that do not fit and on NaN.
+    """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if (
+        a.ndim not in (1, 2)
+        or a.shape[1:] != b.shape[1:]
+        or min(a.size, b.size) == 0
+        or np.isnan([a.sum(), b.sum()]).any()
+    ):
+        raise ValueError(
+            f"errors of shapes {a.shape}, {b.shape}: (R, P) and (R', P), or vectors, without NaN are needed"
+        )
+    share = float(np.mean((a[:, None] < b) + 0.5 * (a[:, None] == b)))
+    low, high = _score_limit(share, len(a), len(b), level), 1 - _score_limit(1 - share, len(a), len(b), level)
+    return Interval(share, low, high, min(len(a), len(b)))
+
+
+def _score_limit(share: float, n: int, m: int, level: float) -> float:
+    """Lower limit x of a Mann-Whitney share: share - x = z standard errors at x (Newcombe 2006, part 2, method 5)."""
+    # Student's quantile for Newcombe's normal one, which covers 90 % at 3 + 3 runs
+    z, extra = special.stdtrit(max(n + m - 2, 1), (1 + level) / 2), (n + m) / 2 - 1
+
+    def excess(x: float) -> float:
+        variance = x * (1 - x) * (1 + extra * ((1 - x) / (2 - x) + x / (1 + x))) / (n * m)
+        return share - x - z * np.sqrt(variance)
+
+    # the limit itself solves the equation at share 1: the search ends just below it
+    return float(optimize.brentq(excess, 0, share - 1e-9)) if share > 1e-9 else 0.0
 
 
 def holm(p: ArrayLike) -> np.ndarray:
@@ -115,14 +212,69 @@ def verdict(interval: Interval) -> str:
     return "worse" if interval.low > 0 else "not resolved"
 
 
+def judge(improvement: Interval, low: float, high: float = np.inf) -> Judgement:
+    """A promised improvement of low to high per cent against the interval of the one found (positive: better).
+
+    Confirmed: the whole interval reaches the promise's lower end or more. Refuted: the whole interval lies below it,
+    even where the arm is better. Else, and without finite limits on the side that matters, not resolved.
+    Raises ValueError unless low <= high.
+    """
+    if not low <= high:
+        raise ValueError(f"promise of {low} to {high} per cent: low <= high is needed")
+    change = verdict(Interval(-improvement.estimate, -improvement.high, -improvement.low, improvement.n))
+    exceeded = bool(improvement.low > high)
+    if improvement.low >= low and improvement.high >= low:
+        return Judgement("confirmed", change, exceeded)
+    refuted = improvement.high < low and improvement.low < low
+    return Judgement("refuted" if refuted else "not resolved", change, exceeded)
+
+
+def _power(dz: float, n: int, alpha: float) -> float:
+    """Power of the two-sided one-sample t test at Cohen's dz; t^2 follows the noncentral F law with n dz^2."""
+    # not statsmodels' TTestPower: noncentral t turns NaN from about dz 20, and solve_power stops at dz 10 in silence
+    return float(stats.ncf.sf(special.stdtrit(n - 1, 1 - alpha / 2) ** 2, 1, n - 1, n * dz**2))
+
+
+def power(effect: float, sd: float, n: int, alpha: float = 0.05) -> float:
+    """Probability that a two-sided paired t test over n seeds finds a reduction of the error by `effect` per cent.
+
+    sd: that of the paired log difference over seeds. Raises ValueError on effect 0 or >= 100, sd <= 0, below 2 seeds.
+    """
+    if n < 2 or not sd > 0 or not effect < 100 or effect == 0:
+        raise ValueError(
+            f"effect {effect} per cent, sd {sd}, {n} seeds: an effect below 100, not 0, "
+            "a positive sd and at least 2 seeds are needed"
+        )
+    return _power(np.log1p(-effect / 100) / sd, n, alpha)
+
+
+def seeds_needed(effect: float, sd: float, target: float = 0.8, alpha: float = 0.05, family: int = 1) -> int:
+    """Fewest paired seeds that find a reduction by `effect` per cent with power `target`.
+
+    family: number of contrasts of which this one is tested at alpha / family, Holm's first and hardest step.
+    Raises ValueError as `power`, on family < 1 or target outside (0, 1), and beyond 100,000 seeds.
+    """
+    if family < 1 or not 0 < target < 1:
+        raise ValueError(f"family of {family}, power {target}: family >= 1 and a power between 0 and 1 are needed")
+    counts = range(2, 100_001)
+    index = bisect_left(counts, target, key=lambda n: power(effect, sd, n, alpha / family))
+    if index == len(counts):
+        raise ValueError(f"effect {effect} per cent, sd {sd}: more than {counts[-1]} seeds would be needed")
+    return counts[index]
+
+
 def detectable_difference(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
     """Smallest reduction of the error, per cent, that a two-sided paired t test over n seeds finds.
 
-    sd: that of the paired log difference over seeds. Raises ValueError on sd <= 0 and below 2 seeds.
+    sd: that of the paired log difference over seeds. Raises ValueError on sd <= 0, below 2 seeds, and unless
+    alpha < power < 1.
     """
-    if n < 2 or sd <= 0:
-        raise ValueError(f"{n} seeds, sd {sd}: at least 2 seeds and a positive sd are needed")
-    dz = float(TTestPower().solve_power(nobs=n, alpha=alpha, power=power))
+    if n < 2 or not sd > 0 or not 0 < alpha < power < 1:
+        raise ValueError(
+            f"{n} seeds, sd {sd}, power {power}, alpha {alpha}: at least 2 seeds, a positive sd "
+            "and 0 < alpha < power < 1 are needed"
+        )
+    dz = optimize.brentq(lambda dz: _power(dz, n, alpha) - power, 0, 1e5)
     return float(-100 * np.expm1(-dz * sd))
 
 
