@@ -34,8 +34,8 @@ workbook: .venv/installed | build/.cache  ## run all notebooks and write the HTM
 	@$(RUN) dotlib workbook --profile "$(PROFILE)"
 
 test: .venv/installed | build/.cache  ## run the tests, then the notebooks in the smoke profile
-	@$(RUN) pytest
-	@DOTLIB_PROFILE=smoke $(RUN) pytest --nbval-lax notebooks
+	@WANDB_MODE=disabled $(RUN) pytest
+	@WANDB_MODE=disabled DOTLIB_PROFILE=smoke $(RUN) pytest --nbval-lax notebooks
 
 lint: .venv/installed | build/.cache  ## check style and formatting, and count the package's lines
 	@$(RUN) ruff check .

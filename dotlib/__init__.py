@@ -2,13 +2,14 @@
 
 The floors; imports point down only, and between modules of one floor only where `tests/test_project.py` lists them:
 
-0. `config`, `metrics`, `stats`, `physics.green`, `workers`: definitions.
-1. `physics`, `data.phantoms`, `data.surface`, `data.probe`, `losses`, `models`, `optim`: the parts. `physics` knows no
-   anatomy and `phantoms` no light.
+0. `config`, `metrics`, `stats`, `stats_crossed`, `convergence`, `physics.green`, `workers`: definitions.
+1. `physics`, `data.phantoms`, `data.surface`, `data.probe`, `arms`, `losses`, `models`, `optim`: the parts. `physics`
+   knows no anatomy and `phantoms` no light.
 2. the rest of `data`: a configuration's phantoms, readings, split and volumes; light and anatomy meet in `recording`.
-3. `checkpoint`, `evaluation`, `trainer`: one run.
-4. `study`, `trivial`, `comparison`, `light*`: many runs, what they are compared with, and studies of the forward model.
-5. `plots*`, `report`, `bench*`, `workbook`, `__main__`: what a person sees.
+3. `checkpoint`, `evaluation`, `journal`, `machine`, `memory`, `monitor`, `tracking`, `trainer`: one run.
+4. `study`, `results`, `trivial`, `comparison`: many runs and what they are compared with; `sections`: what one section
+   of the thesis computes.
+5. `plots`, `report`, `chapter`, `bench*`, `workbook`, `__main__`: what a person sees.
 """
 
 __version__ = "0.1.0"

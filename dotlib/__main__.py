@@ -5,7 +5,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from .config import PROFILES, STUDIES, ConfigError, Data, Measurements, named, profile, root, validate
+from .arms import STUDIES
+from .config import PROFILES, ConfigError, Data, Measurements, named, profile, root, validate
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 
@@ -55,10 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = add(name, run, text, "4.2-baseline --profile smoke --seeds 2")
         command.add_argument("study", help=f"one of {', '.join(STUDIES)}")
-        command.add_argument("--seeds", type=int, default=0, help="paired seeds; 0, the default: the profile's own")
+        command.add_argument("--seeds", type=int, default=0, help="paired seeds; 0, the default: the study's own")
     commands.choices["study"].add_argument(
         "--on", choices=("here",), default="here", help="where the runs are computed"
     )
+    commands.choices["study"].add_argument("--record", action="store_true", help="write its tables to results/")
     command = add("workbook", _workbook, "Run all notebooks and write the HTML book.", "--profile smoke -p seeds 2")
     command.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                          help="a notebook's parameter, as papermill takes it")  # fmt: skip
@@ -111,26 +113,37 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _runs(arguments: argparse.Namespace) -> dict:
-    from . import study
+    named("study", STUDIES, arguments.study)
+    profile(arguments.profile)
+    if arguments.seeds < 0:
+        raise ConfigError(f"--seeds {arguments.seeds}: a positive number, or 0 for the study's own, is accepted")
+    from . import study  # slow: after what can be refused at once
 
-    arms = named("study", STUDIES, arguments.study)
-    seeds = arguments.seeds or profile(arguments.profile).seeds
-    if seeds < 1:
-        raise ConfigError(f"--seeds {arguments.seeds}: a positive number, or 0 for the profile's own, is accepted")
-    return study.runs(arms, arguments.profile, seeds, root() / "runs")
+    return study.members(arguments.study, arguments.profile, arguments.seeds, root() / "runs")
 
 
-def _study(arguments: argparse.Namespace) -> None:
-    from . import study
+def _study(arguments: argparse.Namespace) -> int:
+    wanted = _runs(arguments)
+    from . import results, study
 
-    study.compute(_runs(arguments))
+    study.compute(wanted)
+    histories = {key: run.result() for key, run in wanted.items()}
+    if arguments.record:
+        folder = root() / "results" / arguments.study
+        results.save(results.record(histories, arguments.profile), folder)
+        print(f"recorded in {folder}")
     _status(arguments)
+    failed = {key: history.failed for key, history in histories.items() if history.failed}
+    for (arm, seed), line in failed.items():
+        print(f"dotlib: {arm}, seed {seed} diverged: {line}", file=sys.stderr)
+    return EXIT_FAILED if failed else 0
 
 
 def _status(arguments: argparse.Namespace) -> None:
+    wanted = _runs(arguments)
     from . import study
 
-    print(study.status(_runs(arguments)).to_string(index=False, float_format="%.1f", na_rep="-"))
+    print(study.status(wanted).to_string(index=False, float_format="%.1f", na_rep="-"))
 
 
 def _workbook(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ import torch
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
-from . import trainer
+from . import machine
 from .bench_rows import rate, row
 from .config import Profile
 from .data import phantoms, probe, recording
@@ -38,7 +38,7 @@ def bench_forward(profile: Profile) -> list[dict]:
     A phantom is a tissue with tumours and a probe of 50 sources, 40 detectors and 1,000 pairs. Peak memory is taken
     before any other solver has run.
     """
-    grid, device = profile.base.data.grid, trainer.device()
+    grid, device = profile.base.data.grid, machine.device()
     rows = over_phantoms(grid, device) + over_columns(grid, device) + over_voxels(grid, device) + [memory()]
     for g in sorted({min(grid, DIRECT), grid}):
         rows += throughput(g, device)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-SCHEMA = 1
+SCHEMA = 2
 DIGEST = 64  # bytes at the end of the file: SHA-256 of all before them, in hexadecimal; torch.load does not mind them
 
 
@@ -18,14 +18,18 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used, as one line."""
 
 
-def write(path: Path, payload: bytes) -> None:
-    """Replace `path` by `payload` in one step, on the disk when this returns."""
+def write(path: Path, payload: bytes, durable: bool = True) -> None:
+    """Replace `path` by `payload` in one step; where `durable`, it is on the disk when this returns."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with part.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)  # half of it, on a full disk
 
 
 def save(path: Path, state: Mapping[str, Any], config: str) -> None:

@@ -9,9 +9,10 @@ from . import metrics, stats, trivial
 from .data import phantoms
 from .data.dataset import Dataset
 from .evaluation import table
+from .stats_crossed import Components, crossed_contrast, detectable_difference
 
-# the detectable difference is computed beforehand, from this sd over seeds of the paired log difference
-ASSUMED_SD = 0.07
+# the detectable difference is computed beforehand, from these sds of the paired log difference
+ASSUMED = Components(seed=0.07, phantom=0.15, rest=0.05)
 REFERENCE = "ellipsoid, own background"  # for the skill: the best that can be said without any tumour
 
 Column = tuple[str, str]  # metric, channel
@@ -72,18 +73,19 @@ def _cell(values: np.ndarray) -> str:
 
 
 def contrasts(rows: pd.DataFrame, pairs: Iterable[tuple[str, str]], columns: Mapping[str, Column]) -> pd.DataFrame:
-    """Each pair (a against b) on each error: effect in per cent with its interval over paired seeds, and the verdict.
+    """Each pair (a against b) on each error: effect in per cent with its interval for new seeds and phantoms, verdict.
 
     The first of `columns` is the primary endpoint: its contrasts are one family, Holm-adjusted, and only they have a
-    verdict (at 5 %). `detectable` is the smallest difference, per cent, that as many seeds find with 80 % power at 5 %
-    if the log difference varies by `ASSUMED_SD`; it does not depend on the result.
+    verdict (at 5 %). `detectable` is the smallest difference, per cent, that as many seeds and phantoms find with 80 %
+    power at 5 % if the log difference varies as `ASSUMED`; it does not depend on the result.
     """
     primary, out = next(iter(columns)), []
     for label, column in columns.items():
         for a, b in pairs:
-            c = stats.paired_contrast(matrix(rows, a, column), matrix(rows, b, column))
+            errors = matrix(rows, a, column), matrix(rows, b, column)
+            c, (seeds, tested) = crossed_contrast(*errors), errors[0].shape
             row = {"contrast": f"{a} against {b}", "error": label}
-            row["detectable, %"] = stats.detectable_difference(ASSUMED_SD, c.effect.n) if c.effect.n > 1 else np.nan
+            row["detectable, %"] = detectable_difference(ASSUMED, seeds, tested) if seeds > 1 else np.nan
             row |= {"effect, %": c.effect.estimate, "95 % interval": f"[{c.effect.low:.3g}, {c.effect.high:.3g}]"}
             row |= {"sd of log": c.sd, "Cohen dz": c.dz, "lower in": f"{c.wins} of {c.effect.n} seeds", "p": c.p}
             out.append(row)

@@ -1,4 +1,4 @@
-"""Configuration as frozen data: one tree, the profiles, and the arms of the studies with the source of every number.
+"""Configuration as frozen data: one tree, and the profiles.
 
 A run is named by its fields that differ from their defaults. So a default says what holds where nobody chose, is never
 changed, and a new field's default means "as before": then runs that are already computed keep their names.
@@ -20,10 +20,12 @@ FamilyName = Literal[
     "mua-only", "musp-only", "out-of-range", "superellipsoid",
 ]  # fmt: skip
 ProfileName = Literal["smoke", "quick", "full"]
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(strict=True, gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Factor = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Scale = Annotated[float, Field(gt=1)]
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -103,29 +105,51 @@ class Model(Frozen):
 
 
 class Optim(Frozen):
-    """Optimiser and schedule; the plateau schedule watches the validation loss."""
+    """Optimiser and schedules; a schedule's shares are those of the run's steps."""
 
-    name: Literal["adam", "adamw"]
+    name: Literal["adam", "adamw", "schedule-free", "muon"]
     lr: float = Field(gt=0)  # the highest of the schedule
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    weight_decay: float = Field(ge=0)  # L2 in the gradient for adam, decoupled for adamw
-    schedule: Literal["plateau", "onecycle", "constant"]
-    warmup: float = Field(0.2, gt=0, lt=1)  # share of the steps, onecycle
+    weight_decay: float = Field(ge=0)  # L2 in the gradient for adam, decoupled for the others
+    final_decay: float | None = Field(None, gt=0)  # weight decay runs there geometrically
+    spare: bool | None = None  # no decay of norms and biases; None: for all but adam
+    schedule: Literal["plateau", "onecycle", "constant", "cosine", "progressive"]
+    warmup: float = Field(0.2, gt=0, lt=1)  # share of onecycle, cosine and schedule-free
     div: float = Field(25.0, ge=1)
     final_div: float = Field(1e4, ge=1)
     momentum: tuple[Beta, Beta] | None = (0.85, 0.95)  # cycled beta1, onecycle; None keeps betas[0]
     plateau: tuple[Factor, Positive] = (0.5, 5)  # factor, patience in epochs: ours, the earlier work names neither
+    phases: tuple[tuple[Factor, Share], ...] = ((0.3, 1.0), (0.5, 0.5), (0.2, 0.1))  # progressive: share, factor of lr
     clip: float | None = Field(1.0, gt=0)  # largest gradient norm
+
+    @model_validator(mode="after")
+    def _fits(self) -> Optim:
+        if self.name == "schedule-free" and self.schedule != "constant":
+            raise ValueError(f"schedule-free with schedule {self.schedule!r}: 'constant' is accepted")
+        if self.final_decay and not self.weight_decay:
+            raise ValueError("final_decay needs a positive weight_decay to start from")
+        if abs(sum(share for share, _ in self.phases) - 1) > 1e-9:
+            raise ValueError(f"phases {self.phases}: shares that add up to 1 are accepted")
+        return self
 
 
 class Training(Frozen):
+    """How long, in which batches and in which arithmetic."""
+
     epochs: Positive
-    batch: int = Field(gt=1)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    patience: int | None = Field(None, gt=0)  # early stopping, epochs; a comparison of arms runs its whole horizon
+    batch: int = Field(strict=True, gt=1)
+    micro: Annotated[int, Field(strict=True, gt=1)] | Literal["auto"] | None = None  # at once, gradients add up
+    memory: float = Field(35.0, gt=0)  # GB, for micro = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    scaler: tuple[Scale, Scale, Positive] = (65536.0, 2.0, 2000)  # fp16: initial scale, growth, steps between growths
+    compile: Literal["auto", "off", "default", "graphs"] = "auto"  # auto: default on CUDA, off elsewhere
+    checkpointing: bool = False  # activations of residual blocks are computed twice instead of kept
+    ema: Factor | None = None  # decay of the weights' moving average, which is then what is judged
+    patience: Positive | None = None  # early stopping, epochs; a comparison of arms runs its whole horizon
+    milestones: tuple[Positive, ...] = ()  # epochs after which a checkpoint is kept
 
 
-ADAM = Optim(name="adam", lr=5e-5, weight_decay=1e-4, schedule="plateau")
+# AdamW with one cycle, by the numbers of the earlier work's revision
 ONECYCLE = Optim(name="adamw", lr=3e-3, betas=(0.9, 0.95), weight_decay=1e-4, schedule="onecycle")
 
 
@@ -141,10 +165,14 @@ class Config(Frozen):
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _whole_batch(self) -> Config:
-        share = self.data.phantoms * self.data.fractions[0] // sum(self.data.fractions)
-        if self.training.batch > share:
-            raise ValueError(f"training.batch {self.training.batch} exceeds the {share} training phantoms")
+    def _trainable(self) -> Config:
+        share, t = self.data.phantoms * self.data.fractions[0] // sum(self.data.fractions), self.training
+        if t.batch > share:
+            raise ValueError(f"training.batch {t.batch} exceeds the {share} training phantoms")
+        if t.micro not in (None, "auto") and t.batch % t.micro:
+            raise ValueError(f"training.micro {t.micro}: a divisor of batch {t.batch} is accepted")
+        if t.ema and self.optim.name == "schedule-free":
+            raise ValueError("training.ema with schedule-free, which averages weights itself: one of both is accepted")
         return self
 
     def digest(self) -> str:
@@ -182,32 +210,6 @@ PROFILES: dict[str, Profile] = {
         seeds=10, trivial=160, trivial_grid=64,
     ),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A named change of a profile's base configuration, and where its numbers come from."""
-
-    changes: Mapping[str, Any]
-    source: str
-
-
-_LEGACY = "network of the earlier work (7^3 stem, four residual stages, global pooling, 6,977,954 parameters at 64^3)"
-_STAGE1 = "ours: space-to-depth stem, flattened 2^3 bottleneck, occupancy gate"
-_ADAM = "baseline of the earlier work: Adam (Kingma & Ba 2015), lr 5e-5, L2 1e-4, ReduceLROnPlateau"
-_ONECYCLE = (
-    "its revision: AdamW (Loshchilov & Hutter 2019), betas (0.9, 0.95), decay 1e-4, one cycle (Smith 2018) to 3e-3, "
-    "20 % warm-up, div 25, final div 1e4, beta1 cycled 0.85-0.95"
-)
-ARMS: dict[str, Arm] = {
-    "legacy-adam": Arm({"model.name": "legacy", "optim": ADAM}, f"{_LEGACY}; {_ADAM}"),
-    "legacy-onecycle": Arm({"model.name": "legacy", "optim": ONECYCLE}, f"{_LEGACY}; {_ONECYCLE}"),
-    "stage1-adam": Arm({"model.name": "stage1", "optim": ADAM}, f"{_STAGE1}; {_ADAM}"),
-    "stage1-onecycle": Arm({"model.name": "stage1", "optim": ONECYCLE}, f"{_STAGE1}; {_ONECYCLE}"),
-}
-STUDIES: dict[str, tuple[str, ...]] = {
-    "4.2-baseline": ("legacy-adam", "legacy-onecycle", "stage1-adam", "stage1-onecycle"),
-}
 
 
 def named(kind: str, table: Mapping[str, Any], name: str) -> Any:
@@ -253,11 +255,6 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
             raise ConfigError(f"config: unknown field {path}; accepted: {', '.join(tree)}")
         node[leaf] = value.model_dump() if isinstance(value, BaseModel) else value
     return validate(Config, tree)
-
-
-def arm(name: str, profile_name: str, seed: int = 0) -> Config:
-    """The configuration of one run: the profile's base, changed by the arm, with a paired seed."""
-    return replace(profile(profile_name).base, {**named("arm", ARMS, name).changes, "seed": seed})
 
 
 class Parameters(Frozen):

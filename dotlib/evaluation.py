@@ -12,6 +12,7 @@ from .config import Config
 from .data import phantoms
 from .data.dataset import Dataset
 from .models import autoencoder
+from .models.blocks import Residual
 
 BATCH = 32
 CHANNELS = ("mua", "musp")
@@ -19,23 +20,19 @@ CHANNELS = ("mua", "musp")
 
 def network(config: Config, mean: Tensor | None = None, sd: Tensor | None = None) -> autoencoder.Autoencoder:
     """The run's network, initialised from its seed; without `mean` and `sd` they come with loaded weights."""
-    ones = torch.ones(2)
-    c = config.model
-    return autoencoder.build(
-        c.name,
-        config.data.grid,
-        c.width,
-        c.code,
-        config.seed,
-        ones if mean is None else mean,
-        ones if sd is None else sd,
-    )
+    ones, c = torch.ones(2), config.model
+    standard = (ones if mean is None else mean, ones if sd is None else sd)
+    model = autoencoder.build(c.name, config.data.grid, c.width, c.code, config.seed, *standard)
+    for block in model.modules():
+        if isinstance(block, Residual):
+            block.recompute = config.training.checkpointing
+    return model
 
 
 def trained(config: Config, folder: Path, name: str = "last", on: str = "cpu") -> autoencoder.Autoencoder:
-    """The network with the weights of the checkpoint `last` or `best`, ready to predict."""
+    """The network with the weights that the checkpoint `last`, `best` or a milestone is judged by, ready to predict."""
     model = network(config)
-    model.load_state_dict(checkpoint.load(folder / f"{name}.pt", config.digest())["model"])
+    model.load_state_dict(checkpoint.load(folder / f"{name}.pt", config.digest())["judged"])
     return model.to(on, memory_format=torch.channels_last_3d).eval()
 
 
@@ -45,9 +42,19 @@ def predict(model: nn.Module, volumes: Tensor, dtype: torch.dtype = torch.float3
     model.eval()
     out = []
     for x in volumes.split(BATCH):
-        with torch.autocast(x.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            out.append(model(x.float().contiguous(memory_format=torch.channels_last_3d)).float())
+        with mixed(x.device.type, dtype):
+            out.append(model(prepared(x)).float())
     return torch.cat(out)
+
+
+def prepared(volumes: Tensor) -> Tensor:
+    """Volumes as the network takes them: fp32, channels-last."""
+    return volumes.float().contiguous(memory_format=torch.channels_last_3d)
+
+
+def mixed(on: str, dtype: torch.dtype) -> torch.autocast:
+    """Convolutions and products in `dtype`; fp32 switches nothing."""
+    return torch.autocast(on, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def judge(model: nn.Module, data: Dataset, dtype: torch.dtype = torch.float32) -> pd.DataFrame:

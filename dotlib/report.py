@@ -6,7 +6,6 @@ import math
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from .machine import commit
 from .plots import STYLE, TEXT_WIDTH
 
 HERE = Path(__file__).parent
@@ -106,18 +106,8 @@ def provenance(root: Path = HERE.parent) -> dict[str, str | bool | None]:
 
     A commit that changes only figures or results is not the code's: what was made before it stays as it is.
     """
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(root), *words, "--", "dotlib", "notebooks"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        commit = git("log", "-1", "--format=%H")
-        dirty = bool(git("status", "--porcelain")) if commit else None
-    except (OSError, subprocess.CalledProcessError):
-        commit, dirty = "", None
     versions = {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES}
-    return {"commit": commit or "unknown", "dirty": dirty} | versions
+    return commit(root) | versions
 
 
 def latex(text: object) -> str:

@@ -19,11 +19,14 @@ import pydantic
 import torch
 from tqdm.auto import tqdm
 
+from . import arms as known
 from . import config as configuration
-from . import trainer
-from .config import Config, ConfigError
+from . import machine, tracking, trainer
+from .config import Config, ConfigError, Optim
 from .data import dataset
 from .workers import cpu_cores, end_with_driver
+
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class StudyError(RuntimeError):
@@ -40,32 +43,64 @@ class Run(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
     config: Config
     data: str  # what tells its phantoms, readings and split apart
-    infra: exca.TaskInfra = exca.TaskInfra(version="1", mode="retry")
+    infra: exca.TaskInfra = exca.TaskInfra(version="2", mode="retry")
 
     @infra.apply
     def result(self) -> trainer.History:
-        """Train, or continue, and judge."""
-        return trainer.fit(self.config, self.folder())
+        """Train, or continue, and judge; a run that diverges is a result too."""
+        folder = self.folder()
+        facts = {"data": self.data, "code": machine.code_digest()} | machine.commit()
+        tracker = tracking.start(self.config, folder, facts | machine.versions())
+        try:
+            return trainer.fit(self.config, folder, tracker=tracker)
+        except trainer.DivergedError as error:
+            return error.history
+        finally:
+            tracker.finish()
 
     def folder(self) -> Path:
         return Path(self.infra.uid_folder(create=True))
 
 
-def runs(arms: Iterable[str], profile: str, seeds: int, store: Path) -> dict[tuple[str, int], Run]:
-    """The runs of a study, by (arm, seed): seeds 0, 1, ... are paired over the arms.
+def runs(arms: Iterable[str], profile: str, seeds: int, store: Path, first: int = 0) -> dict[tuple[str, int], Run]:
+    """The runs of some arms, by (arm, seed): seeds from `first` on are paired over the arms.
 
-    A run's name holds its data's key and the precision that this machine resolves: neither is ever mixed up.
+    A run's name holds its data's key and the precision that this machine resolves: neither is ever mixed up. Raises
+    ConfigError for an arm that rests on tuning which is not computed, or whose micro-batch would depend on the machine.
     """
     _quieten()
-    keys = functools.cache(dataset.key)
+    keys, best = functools.cache(dataset.key), functools.cache(functools.partial(tuned, profile=profile, store=store))
     wanted = {}
     for arm in arms:
-        for seed in range(seeds):
-            config = configuration.arm(arm, profile, seed)
-            resolved = str(trainer.precision(config.training.precision, trainer.device())).endswith("bfloat16")
-            config = configuration.replace(config, {"training.precision": "bf16" if resolved else "fp32"})
+        candidate = configuration.named("arm", known.ARMS, arm).tuned
+        for seed in range(first, first + seeds):
+            config = known.arm(arm, profile, seed, best(candidate) if candidate else None)
+            if config.training.micro == "auto":
+                raise ConfigError(f"arm {arm}: training.micro = 'auto' depends on the machine; a number is accepted")
+            dtype = machine.precision(config.training.precision, machine.device())
+            config = configuration.replace(config, {"training.precision": PRECISIONS[dtype]})
             wanted[arm, seed] = Run(config=config, data=keys(config.data), infra={"folder": store})
     return wanted
+
+
+def tuned(candidate: str, profile: str, store: Path) -> Optim | None:
+    """The optimiser that tuning found best, by validation nrmse of mua at its end; None where not computed."""
+    wanted = runs(known.TUNING[candidate], profile, 1, store, known.TUNING_SEED)
+    if any(run.infra.status() != "completed" for run in wanted.values()):
+        return None
+    histories = {key: run.result() for key, run in wanted.items()}
+    scores = {key: h.epochs["nrmse_mua"].iloc[-1] for key, h in histories.items() if not h.failed}
+    if not scores:
+        raise StudyError(f"tuning of {candidate}: every run diverged")
+    return wanted[min(scores, key=scores.get)].config.optim
+
+
+def members(study: str, profile: str, seeds: int, store: Path) -> dict[tuple[str, int], Run]:
+    """The runs of a study; 0 seeds: its own number, or the profile's."""
+    chosen = configuration.named("study", known.STUDIES, study)
+    return runs(
+        chosen.arms, profile, seeds or chosen.seeds or configuration.profile(profile).seeds, store, chosen.first
+    )
 
 
 def status(wanted: dict[tuple[str, int], Run]) -> pd.DataFrame:
@@ -73,6 +108,8 @@ def status(wanted: dict[tuple[str, int], Run]) -> pd.DataFrame:
     rows = []
     for (arm, seed), run in wanted.items():
         state = {"completed": "done", "failed": "failed"}.get(run.infra.status(), "missing")
+        if state == "done" and run.result().failed:
+            state = "failed"
         progress = Path(run.infra.uid_folder()) / "progress.json"
         row = json.loads(progress.read_text()) if progress.exists() else {}
         if row and state == "missing":
@@ -90,7 +127,9 @@ def compute(wanted: dict[tuple[str, int], Run]) -> None:
     within a run. Raises StudyError, a line for each run that failed; the others are kept. An advisory lock keeps a
     second driver out of a run that is being trained.
     """
-    missing = {key: run for key, run in wanted.items() if run.infra.status() != "completed"}
+    # by folder: arms that come to the same configuration are one run
+    folders = {run.infra.uid_folder(): key for key, run in wanted.items() if run.infra.status() != "completed"}
+    missing = {key: wanted[key] for key in folders.values()}
     if not missing:
         return
     for data in {run.config.data for run in missing.values()}:
@@ -157,11 +196,11 @@ def _compute(run: Run) -> None:
 
 
 def results(study: str, profile: str, seeds: int, store: Path) -> dict[tuple[str, int], trainer.History]:
-    """The histories of a study by (arm, seed), computed where they are missing.
+    """The histories of a study by (arm, seed), computed where they are missing; diverged ones say so in `failed`.
 
     The full profile is computed only where there is a GPU; without one its missing runs are one clear line.
     """
-    wanted = runs(configuration.named("study", configuration.STUDIES, study), profile, seeds, store)
+    wanted = members(study, profile, seeds, store)
     missing = sum(run.infra.status() != "completed" for run in wanted.values())
     if missing and profile == "full" and not torch.cuda.is_available():
         raise ConfigError(
@@ -171,14 +210,29 @@ def results(study: str, profile: str, seeds: int, store: Path) -> dict[tuple[str
     return {key: run.result() for key, run in wanted.items()}
 
 
+ERRORS = ("nrmse", "rmse", "legacy_rmse")  # lower is better, and a run that diverged has the worst value
+
+
 def metrics(histories: dict[tuple[str, int], trainer.History]) -> pd.DataFrame:
-    """All test metrics in one table: arm, seed, checkpoint, metric, phantom, inclusion, channel, value."""
-    return pd.concat([h.metrics.assign(arm=arm, seed=seed) for (arm, seed), h in histories.items()], ignore_index=True)
+    """All test metrics in one table: arm, seed, checkpoint, metric, phantom, inclusion, channel, value.
+
+    A run that diverged has, of `ERRORS`, each phantom's worst value of all runs; its other metrics are NaN.
+    """
+    whole = {key: h.metrics for key, h in histories.items() if not h.failed}
+    if not whole:
+        raise StudyError("every run diverged: " + "; ".join(h.failed for h in histories.values()))
+    keys = ["checkpoint", "metric", "phantom", "inclusion", "channel"]
+    every = pd.concat(whole.values())
+    worst = every.groupby(keys, as_index=False, sort=False)["value"].max()
+    worst["value"] = worst["value"].where(worst["metric"].isin(ERRORS))
+    frames = [whole.get(key, worst).assign(arm=key[0], seed=key[1]) for key in histories]
+    return pd.concat(frames, ignore_index=True)
 
 
 def epochs(histories: dict[tuple[str, int], trainer.History]) -> pd.DataFrame:
     """All learning curves in one table: arm, seed, and a row per epoch."""
-    return pd.concat([h.epochs.assign(arm=arm, seed=seed) for (arm, seed), h in histories.items()], ignore_index=True)
+    curves = [h.epochs.assign(arm=arm, seed=seed) for (arm, seed), h in histories.items() if len(h.epochs)]
+    return pd.concat(curves, ignore_index=True)
 
 
 def summary(histories: dict[tuple[str, int], trainer.History]) -> pd.DataFrame:
@@ -193,9 +247,10 @@ def summary(histories: dict[tuple[str, int], trainer.History]) -> pd.DataFrame:
                 "seeds": len(infos),
                 "parameters": info["parameters"],
                 "samples seen": info["samples_seen"],
-                "optimiser": optimiser["class"],
+                "failed": sum(bool(histories[key].failed) for key in histories if key[0] == arm),
+                "optimiser": optimiser["name"],
                 "last lr": f"{optimiser['lr']:.2g}",
-                "last betas": ", ".join(f"{beta:.3g}" for beta in optimiser["betas"]),
+                "last betas": f"{optimiser['beta1']:.3g}, {optimiser['beta2']:.3g}",
                 "decay": f"{optimiser['weight_decay']:g}",
                 "precision": ", ".join(sorted({i["precision"] for i in infos})),
                 "samples/s": pd.Series([i["samples_per_second"] for i in infos]).median(),

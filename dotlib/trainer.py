@@ -2,57 +2,63 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import copy
 import math
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
-from . import checkpoint, losses, metrics, optim
+from . import losses, machine, memory, metrics, optim
 from .config import Config
 from .data import dataset
-from .evaluation import judge, network, predict, trained
+from .evaluation import CHANNELS, judge, mixed, network, predict, prepared, trained
+from .journal import Journal
+from .monitor import Monitor
 
-STEP = ("loss", "gradient_norm")  # what every step leaves on the device
+LOGGED = ("loss", "gradient_norm", "scale")  # what every step leaves on the device
 STREAM = 3  # of random numbers, for the order; phantoms have 1, splits 2
+SAVE_EVERY = 10.0  # seconds between checkpoints at least: what a kill may cost
+CALIBRATION = 4  # batches for new batch statistics, under averaged weights
 
 
 @dataclass(frozen=True)
 class History:
     """What a run leaves.
 
-    `epochs`: a row per epoch; `steps`: a row per optimiser step (loss, gradient norm before clipping, learning rate,
-    beta1); `metrics`: a row per (checkpoint, metric, phantom, channel[, inclusion]) of the frozen test set; `info`:
-    parameters, resolved optimiser state, precision, timing, memory, device, versions, data digest.
+    `epochs`: a row per epoch; `steps`: a row per optimiser step (loss, gradient norm before clipping, loss scale,
+    learning rate, beta1, weight decay); `metrics`: a row per (checkpoint, metric, phantom, channel[, inclusion]) of the
+    frozen test set; `info`: parameters, resolved optimiser state, precision, compilation, micro-batch, timing, memory,
+    device, versions, data digest; `failed`: why the run stopped, empty where it came to its end.
     """
 
     epochs: pd.DataFrame
     steps: pd.DataFrame
     metrics: pd.DataFrame
     info: dict
+    failed: str = ""
 
 
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+class DivergedError(FloatingPointError):
+    """A loss or gradient that is not finite, as one line; `history` holds what came before."""
+
+    def __init__(self, line: str, history: History | None = None):
+        super().__init__(line)
+        self.history = history
 
 
-def precision(wanted: str, on: str) -> torch.dtype:
-    """bf16 where the machine multiplies it in hardware (`auto`), else fp32."""
-    if wanted != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[wanted]
-    if on == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float32
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
+class Tracker(Protocol):
+    """Whatever looks on: it is told of each epoch and changes nothing."""
+
+    def epoch(self, row: dict, steps: pd.DataFrame, slices: Mapping[str, np.ndarray]) -> None: ...
 
 
 def order(n: int, seed: int, epoch: int) -> Tensor:
@@ -60,80 +66,103 @@ def order(n: int, seed: int, epoch: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng([STREAM, seed, epoch]).permutation(n))
 
 
-def fit(config: Config, folder: Path, on: str | None = None, report: Callable[[dict], None] | None = None) -> History:
+def fit(
+    config: Config,
+    folder: Path,
+    on: str | None = None,
+    report: Callable[[dict], None] | None = None,
+    tracker: Tracker | None = None,
+    save_every: float = SAVE_EVERY,
+) -> History:
     """Train one configuration, or continue it from `folder`, and judge it on its frozen test set.
 
-    Every epoch ends with a checkpoint `last.pt` (and `best.pt` by validation loss); a run that was killed continues
-    from there and ends with the same bits, on one CPU machine. An epoch visits whole batches only. `report` is called
-    with each epoch's row. Raises FloatingPointError, naming the step, when a loss or gradient is not finite: the
-    checkpoints are then those of the last good epoch.
+    An epoch visits whole batches only, and is followed by a checkpoint `last.pt` (and `best.pt` by validation loss)
+    where `save_every` seconds have passed; a run that was killed continues from there and ends with the same bits, on
+    one CPU machine. `report` and `tracker` are told of each epoch. Raises DivergedError, naming the step, when a loss
+    or a gradient is not finite: no step is taken with it, and the checkpoints are those of good epochs. In fp16 a
+    gradient may overflow: its step is skipped, and the loss scale halved.
     """
-    on = on or device()
+    on = on or machine.device()
     folder.mkdir(parents=True, exist_ok=True)
-    data, dtype = dataset.load(config.data), precision(config.training.precision, on)
     if on == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    data, dtype = dataset.load(config.data), machine.precision(config.training.precision, on)
     train = data.volumes("train", on, torch.float16)
     validation, tissue = data.volumes("validation", on, torch.float16), data.tissue("validation", on)
     model = network(config, *dataset.standard(train)).to(on, memory_format=torch.channels_last_3d)
-    standard, loss_of = model.standard, losses.loss(config.loss)
-    batch = config.training.batch
+    standard, loss_of, batch = model.standard, losses.loss(config.loss), config.training.batch
     per_epoch = len(train) // batch
-    opt = optim.optimiser(model, config.optim)
-    schedule = optim.schedule(opt, config.optim, per_epoch * config.training.epochs)
-    run = {"model": model, "optimiser": opt, "schedule": schedule}
-    past = _resume(folder / "last.pt", run, config, on)
-    epochs, steps = past["epochs"], past["steps"]
+    total = per_epoch * config.training.epochs
+    opt = optim.optimiser(model, config.optim, total)
+    scaler = _scaler(config, on, dtype)
+    average = copy.deepcopy(model) if config.training.ema else None
+    judged = average or model
+    parts = {"model": model, "optimiser": opt, "scaler": scaler} | ({"average": average} if average else {})
+    journal = Journal(config, folder, parts, save_every, on)
 
-    for epoch in range(len(epochs), config.training.epochs):
-        if config.training.patience and epoch - 1 - _best(epochs) >= config.training.patience:
-            break
-        start = time.perf_counter()
-        model.train()
-        log = torch.empty(per_epoch, len(STEP), device=on)
-        rates = []
-        for i, chosen in enumerate(order(len(train), config.seed, epoch).to(on).split(batch)[:per_epoch]):
-            x = train[chosen].float().contiguous(memory_format=torch.channels_last_3d)
-            with torch.autocast(on, dtype=dtype, enabled=dtype != torch.float32):
-                y = model(x)
-            loss = loss_of(standard(y), standard(x))
-            opt.zero_grad()
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or math.inf)
-            rates.append((opt.param_groups[0]["lr"], opt.param_groups[0]["betas"][0]))
-            opt.step()
-            if config.optim.schedule == "onecycle":
-                schedule.step()
-            log[i, 0], log[i, 1] = loss.detach(), norm
-        log = log.cpu()  # the steps themselves wait for nothing
-        if not log.isfinite().all():
-            bad = int((~log.isfinite().all(1)).nonzero()[0])
-            raise _not_finite(folder, epoch, f"step {bad}: loss {log[bad, 0]:g}, gradient norm {log[bad, 1]:g}")
-        row = {"epoch": epoch, "train_loss": log[:, 0].mean().item(), "lr": rates[-1][0], "beta1": rates[-1][1]}
-        row |= validate(model, validation, tissue, loss_of, dtype)
-        if not math.isfinite(row["validation_loss"]):
-            raise _not_finite(folder, epoch, f"validation loss {row['validation_loss']:g}")
-        if config.optim.schedule == "plateau":
-            schedule.step(row["validation_loss"])
-        row["seconds"] = time.perf_counter() - start
-        epochs.append(row)
-        steps += [(*logged, *rate) for logged, rate in zip(log.tolist(), rates, strict=True)]
-        state = {name: part.state_dict() for name, part in run.items()} | {"epochs": epochs, "steps": steps}
-        if _best(epochs) == epoch:
-            checkpoint.save(folder / "best.pt", {"model": state["model"]}, config.digest())
-        checkpoint.save(folder / "last.pt", state, config.digest())
-        _progress(folder, row, config, per_epoch * batch)
-        if report:
-            report(row)
+    def loss_on(forward: Callable, few: Tensor) -> Tensor:
+        x = prepared(train[few])
+        with mixed(on, dtype):
+            y = forward(x)
+        return loss_of(standard(y), standard(x))
 
-    tables = [
-        judge(trained(config, folder, name, on), data, dtype).assign(checkpoint=name) for name in ("last", "best")
-    ]
-    table = pd.concat(tables, ignore_index=True)
-    columns = [*STEP, "lr", "beta1"]
-    info = _info(config, data, model, opt, epochs[-1], on, dtype) | {"samples_seen": per_epoch * batch * len(epochs)}
-    info["samples_per_second"] = info["samples_seen"] / sum(row["seconds"] for row in epochs)
-    return History(pd.DataFrame(epochs), pd.DataFrame(steps, columns=columns), table, info)
+    forward, how, micro = memory.plan(model, config.training, on, loss_on, journal.micro)
+    journal.micro = micro
+    info = _info(config, data, model, on, dtype) | {"compile": how, "micro": micro}
+
+    with Monitor(on) as monitor:
+        while not journal.ended():
+            epoch, start = len(journal.epochs), time.perf_counter()
+            optim.train(opt, model)
+            log, used = torch.zeros(per_epoch, len(LOGGED), device=on), []
+            for i, chosen in enumerate(order(len(train), config.seed, epoch).to(on).split(batch)[:per_epoch]):
+                now = optim.settings(config.optim, epoch * per_epoch + i, total, journal.losses)
+                optim.apply(opt, now)
+                opt.zero_grad()
+                for few in chosen.split(micro):
+                    loss = loss_on(forward, few) * (len(few) / batch)
+                    scaler.scale(loss).backward()
+                    log[i, 0] += loss.detach()
+                log[i, 2] = scaler.get_scale()
+                if scaler.is_enabled():
+                    optim.unscale(opt, scaler)
+                log[i, 1] = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or math.inf)
+                before = [p.detach().clone() for p in model.parameters()] if i == per_epoch - 1 else None
+                optim.step(opt, scaler, log[i].isfinite().all())
+                if average:
+                    optim.average(average, model, config.training.ema if epoch + i else 0.0)
+                used.append(now)
+            moved = optim.update_ratio(before, model)
+            log = log.cpu()  # the steps themselves wait for nothing, but for the scaler's
+            journal.steps += [(*logged, *now) for logged, now in zip(log.tolist(), used, strict=True)]
+            loss, norm, scale = log.T
+            bad = ~loss.isfinite() | (~norm.isfinite() & (scale <= 1))  # only a gradient that is scaled up may overflow
+            i = int(bad.nonzero()[0]) if bad.any() else per_epoch - 1
+            what = f"step {i}: loss {loss[i]:g}, gradient norm {norm[i]:g}, learning rate {used[i].lr:g}"
+            if bad.any():
+                raise _diverged(journal, epoch, what, info)
+            optim.evaluate(opt, model)
+            if config.optim.name == "schedule-free":
+                _recalibrate(model, prepared(train[: CALIBRATION * batch]).split(batch), mixed(on, dtype))
+            row = {"epoch": epoch, "train_loss": loss.mean().item()} | used[-1]._asdict()
+            row |= {"skipped": int((~norm.isfinite()).sum()), "update_ratio": float(moved)}
+            row |= {"second_moment": float(optim.second_moment(opt))}
+            row |= validate(judged, validation, tissue, loss_of, dtype)
+            if not math.isfinite(row["validation_loss"]):
+                raise _diverged(journal, epoch, f"validation loss {row['validation_loss']:g} after {what}", info)
+            row |= monitor.row() | {"seconds": time.perf_counter() - start}
+            journal.keep(row, judged)
+            if tracker:
+                first = epoch * per_epoch
+                tracker.epoch(row, _steps(journal.steps[first:], first), _slices(judged, validation[:1], dtype))
+            if report:
+                report(row)
+
+    tables = {"last": judge(trained(config, folder, "last", on), data, dtype)}
+    same = journal.best_epoch() == len(journal.epochs) - 1
+    tables["best"] = tables["last"] if same else judge(trained(config, folder, "best", on), data, dtype)
+    table = pd.concat([frame.assign(checkpoint=name) for name, frame in tables.items()], ignore_index=True)
+    return _history(journal, table, info)
 
 
 def validate(model, volumes: Tensor, tissue: Tensor, loss_of: Callable, dtype: torch.dtype) -> dict[str, float]:
@@ -144,59 +173,63 @@ def validate(model, volumes: Tensor, tissue: Tensor, loss_of: Callable, dtype: t
     return {"validation_loss": loss.item(), "nrmse_mua": nrmse[0].item(), "nrmse_musp": nrmse[1].item()}
 
 
-def _best(epochs: list[dict]) -> int:
-    return min(range(len(epochs)), key=lambda e: epochs[e]["validation_loss"], default=0)
+def _scaler(config: Config, on: str, dtype: torch.dtype) -> torch.amp.GradScaler:
+    """Of the loss, for gradients that fp16 would round to zero; for other types it does nothing."""
+    scale, growth, interval = config.training.scaler
+    half = dtype == torch.float16
+    return torch.amp.GradScaler(on, init_scale=scale, growth_factor=growth, growth_interval=interval, enabled=half)
 
 
-def _not_finite(folder: Path, epoch: int, what: str) -> FloatingPointError:
-    good = f"last good checkpoint: epoch {epoch - 1}" if epoch else "no checkpoint yet"
-    return FloatingPointError(f"{folder}: epoch {epoch}, {what}; {good}")
+@torch.no_grad()
+def _recalibrate(model: nn.Module, volumes: Sequence[Tensor], arithmetic: torch.autocast) -> None:
+    """Take batch statistics anew under the weights that are judged: the steps saw others."""
+    with arithmetic:
+        update_bn(volumes, model)
+    model.eval()
 
 
-def _resume(path: Path, run: dict, config: Config, on: str) -> dict[str, list]:
-    if not path.exists():
-        return {"epochs": [], "steps": []}
-    state = checkpoint.load(path, config.digest(), on)
-    for name, part in run.items():
-        part.load_state_dict(state[name])
-    return {"epochs": state["epochs"], "steps": state["steps"]}
-
-
-def code_digest() -> str:
-    """Hash of the package's sources, recorded with each run."""
-    sources = sorted(Path(__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
-
-
-def _progress(folder: Path, row: dict, config: Config, samples: int) -> None:
-    rate = samples / row["seconds"]
-    left = (config.training.epochs - row["epoch"] - 1) * row["seconds"]
-    line = {
-        "epoch": row["epoch"] + 1,
-        "epochs": config.training.epochs,
-        "samples_per_second": rate,
-        "seconds_left": left,
+def _slices(model: nn.Module, volume: Tensor, dtype: torch.dtype) -> dict[str, np.ndarray]:
+    """The middle plane of one phantom, each channel: truth and prediction, over the truth's largest value."""
+    both = {"truth": volume.float(), "prediction": predict(model, volume, dtype)}
+    largest, middle = both["truth"].amax((0, 2, 3, 4)), volume.shape[-1] // 2
+    return {
+        f"{name} {channel}": (values[0, c, :, :, middle] / largest[c]).cpu().numpy()
+        for name, values in both.items()
+        for c, channel in enumerate(CHANNELS)
     }
-    checkpoint.write(folder / "progress.json", json.dumps(line).encode())
 
 
-def _info(
-    config: Config, data: dataset.Dataset, model: nn.Module, opt, last: dict, on: str, dtype: torch.dtype
-) -> dict:
-    group = opt.param_groups[0]
-    # those of the last step that was taken: the schedule has already moved on
-    resolved = {"lr": last["lr"], "betas": (last["beta1"], group["betas"][1]), "weight_decay": group["weight_decay"]}
+def _diverged(journal: Journal, epoch: int, what: str, info: dict) -> DivergedError:
+    line = f"{journal.folder}: epoch {epoch}, {what}; {journal.good()}"
+    return DivergedError(line, _history(journal, pd.DataFrame(), info, f"epoch {epoch}, {what}"))
+
+
+def _history(journal: Journal, table: pd.DataFrame, info: dict, failed: str = "") -> History:
+    epochs, steps = pd.DataFrame(journal.epochs), _steps(journal.steps)
+    samples = len(steps) * journal.config.training.batch
+    info |= {"samples_seen": samples, "resident_mb": psutil.Process().memory_info().rss / 2**20}
+    info["samples_per_second"] = samples / sum(row["seconds"] for row in journal.epochs) if len(epochs) else math.nan
+    info["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else 0.0
+    if len(steps):  # those of the last step that was taken
+        info["optimiser"] |= optim.Settings(*journal.steps[-1][len(LOGGED) :])._asdict()
+    return History(epochs, steps, table, info, failed)
+
+
+def _steps(rows: list[tuple], first: int = 0) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=[*LOGGED, *optim.Settings._fields])
+    return frame.set_axis(range(first, first + len(rows)))
+
+
+def _info(config: Config, data: dataset.Dataset, model: nn.Module, on: str, dtype: torch.dtype) -> dict:
     return {
         "config": config.model_dump(mode="json"),
         "config_digest": config.digest(),
         "data": data.digest,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "optimiser": resolved | {"class": type(opt).__name__},
+        "optimiser": {"name": config.optim.name, "beta2": config.optim.betas[1]},
         "precision": str(dtype).removeprefix("torch."),
-        "device": torch.cuda.get_device_name() if on == "cuda" else platform.processor() or platform.machine(),
-        "code": code_digest(),
-        "gpu_peak_mb": torch.cuda.max_memory_allocated() / 2**20 if on == "cuda" else 0.0,
-        "resident_mb": psutil.Process().memory_info().rss / 2**20,
+        "device": machine.name(on),
+        "code": machine.code_digest(),
         "threads": torch.get_num_threads(),
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        "versions": machine.versions(),
     }

@@ -45,12 +45,12 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def reference(one_thread, tmp_path_factory):
-    """Runs that nothing disturbed, by name: configuration, folder, history."""
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """Runs that nothing disturbed, by name, each trained when first asked for: configuration, folder, history."""
     import tiny
 
-    return tiny.undisturbed(tmp_path_factory.mktemp)
+    return tiny.Undisturbed(tmp_path_factory.mktemp)
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,18 @@ ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {"build", "data", "runs", "figures"}
 
 
-def tracked():
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+def ours():
+    """What git holds or would take in."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode()
     return [Path(name) for name in listed.split("\0") if name and (ROOT / name).is_file()]
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """The project's tracked files in a folder whose name has a space."""
+    """The project's files in a folder whose name has a space."""
     folder = tmp_path_factory.mktemp("a clone")
-    for name in tracked():
+    for name in ours():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     return folder

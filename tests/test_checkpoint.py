@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import same
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
@@ -17,23 +18,6 @@ from dotlib import checkpoint
 from dotlib.checkpoint import CheckpointError
 
 SMALL = {"weight": torch.linspace(-1, 1, 6).view(2, 3), "epochs": [{"epoch": 0, "loss": 0.1}], "betas": (0.9, 0.95)}
-
-
-def bits(tensor):
-    return tensor.detach().contiguous().flatten().view(torch.uint8).tolist()
-
-
-def same(a, b):
-    """Equal containers, types, shapes and bits."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, torch.Tensor):
-        return (a.dtype, a.shape) == (b.dtype, b.shape) and bits(a) == bits(b)
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b or (a != a and b != b)
 
 
 def outcome(path, state=SMALL):

@@ -80,6 +80,22 @@ def test_skill_of_the_reference_is_zero_and_agrees_with_the_metric():
     np.testing.assert_allclose(found, metrics.skill(guess, truth, own, mask)[:, 0], rtol=1e-5, atol=1e-6)
 
 
+def test_arm_that_diverged_is_shown_and_better_than_nothing():
+    """With one seed of two failed, or both: no value of what is no error, and no claim."""
+    good, bad = [[0.9, 0.9], [0.8, 0.8]], [np.nan, np.nan]
+    ssim = {comparison.REFERENCE: [[0.5, 0.5]], "fine": good, "half": [good[0], bad], "gone": [bad, bad]}
+    error = {name: 1 - np.nan_to_num(values) for name, values in ssim.items()}
+    kinds = [("nrmse", "mua", error), ("legacy_rmse", "", error), ("legacy_ssim", "", ssim)]
+    rows = pd.concat([rows_of(*kind) for kind in kinds], ignore_index=True)
+    shown = comparison.arms(rows, {"nrmse": ("nrmse", "mua"), "SSIM": ("legacy_ssim", "")}).set_index("arm")
+    assert shown.seeds.to_dict() == {comparison.REFERENCE: 1, "fine": 2, "half": 2, "gone": 2}
+    assert shown.SSIM[["half", "gone"]].tolist() == ["--", "--"] and "0.85" in shown.SSIM["fine"]
+    assert (shown.nrmse != "--").all()
+    table = comparison.contrasts(rows, [("fine", "half")], {"nrmse": ("nrmse", "mua")})
+    claims = comparison.answer(rows, table, ["fine", "half", "gone"]).splitlines()[1:]
+    assert len(claims) == 3 and all(claim.endswith("in every seed: fine.") for claim in claims)
+
+
 def test_mean_volume_is_the_mean_of_the_training_volumes():
     data = dataset.load(config.PROFILES["smoke"].base.data)
     torch.testing.assert_close(data.mean("train"), data.volumes("train").mean(0))

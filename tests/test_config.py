@@ -9,10 +9,11 @@ from pathlib import Path
 import pydantic
 import pytest
 
-from dotlib import config
-from dotlib.config import ADAM, ARMS, ONECYCLE, PROFILES, STUDIES, Config, ConfigError, Frozen, Optim
+from dotlib import arms, config
+from dotlib.arms import ADAM, ARMS, STUDIES
+from dotlib.config import PROFILES, Config, ConfigError, Frozen, Optim, Training
 
-BASE = config.arm("stage1-onecycle", "smoke")
+BASE = arms.arm("stage1-onecycle", "smoke")
 
 
 def leaves(model, prefix=""):
@@ -39,10 +40,17 @@ def other(value, annotation):
     return value / 2 if value == 1 else (value + 1) / 2
 
 
+# fields for which `other` would find nothing legal
+ODD = {
+    "optim.spare": False,
+    "optim.phases": ((0.4, 1.0), (0.6, 0.5)),
+    "training.ema": 0.9,
+    "training.milestones": (1,),
+}
 # where one source, detector or pair more is legal too
 MEASURED = config.replace(BASE, {"data.measurements": {"sources": 1, "detectors": 4, "pairs": 2}})
-CHANGES = {path: other(value, annotation) for path, value, annotation in leaves(MEASURED)}
-CHANGES = {path: value for path, value in CHANGES.items() if value is not None}
+CHANGES = {path: other(value, annotation) for path, value, annotation in leaves(MEASURED) if path not in ODD}
+CHANGES = {path: value for path, value in CHANGES.items() if value is not None} | ODD
 
 
 def fault(*arguments, of=config.replace):
@@ -73,8 +81,25 @@ def test_config_is_frozen(model, field):
         ({"optim.momentum": (-0.1, 0.9)}, ("optim.momentum.0", "greater than or equal to 0")),
         ({"optim.plateau": (1.0, 5)}, ("optim.plateau.0", "less than 1")),
         ({"optim.momentum": "cycled"}, ("optim.momentum", "'cycled'", "tuple")),
-        ({"optim.name": "sgd"}, ("optim.name", "'sgd'", "'adam' or 'adamw'")),
-        ({"optim.schedule": "cosine"}, ("optim.schedule", "'plateau', 'onecycle' or 'constant'")),
+        ({"optim.name": "sgd"}, ("optim.name", "'sgd'", "'adam', 'adamw', 'schedule-free' or 'muon'")),
+        (
+            {"optim.schedule": "step"},
+            ("optim.schedule", "'plateau', 'onecycle', 'constant', 'cosine' or 'progressive'"),
+        ),
+        (
+            {"optim.name": "schedule-free"},
+            ("optim", "schedule-free with schedule 'onecycle'", "'constant' is accepted"),
+        ),
+        ({"optim.final_decay": 0}, ("optim.final_decay", "greater than 0")),
+        (
+            {"optim.final_decay": 1e-5, "optim.weight_decay": 0},
+            ("optim", "final_decay needs a positive weight_decay"),
+        ),
+        ({"optim.phases": ((0.5, 1), (0.4, 0.1))}, ("optim", "(0.5, 1.0), (0.4, 0.1)", "add up to 1")),
+        ({"optim.phases": ()}, ("optim", "phases ()", "add up to 1")),
+        ({"optim.phases": ((0.5, 1), (0.5, 2))}, ("optim.phases.1.1", "less than or equal to 1")),
+        ({"optim.phases": ((0.5, 1), (0.5, 0))}, ("optim.phases.1.1", "greater than 0")),
+        ({"optim.spare": "some"}, ("optim.spare", "'some'", "boolean")),
         ({"optim": 3}, ("optim = 3", "Optim")),
         ({"optim": {**ADAM.model_dump(), "rate": 1}}, ("optim.rate", "accepted: name, lr, betas")),
         ({"optim.rate": 1}, ("optim.rate", "accepted: name, lr, betas")),
@@ -97,6 +122,22 @@ def test_config_is_frozen(model, field):
         ({"model.name": "unet"}, ("model.name", "'legacy' or 'stage1'")),
         ({"training.batch": 17}, ("training.batch 17", "16 training phantoms")),
         ({"training.patience": 0}, ("training.patience", "greater than 0")),
+        ({"training.batch": "8"}, ("training.batch", "'8'", "integer")),
+        ({"training.batch": 1}, ("training.batch", "greater than 1")),
+        ({"training.epochs": True}, ("training.epochs", "True", "integer")),
+        ({"training.epochs": "2"}, ("training.epochs", "'2'", "integer")),
+        ({"training.micro": 3}, ("training.micro 3", "a divisor of batch 8")),
+        ({"training.micro": 16}, ("training.micro 16", "a divisor of batch 8")),
+        ({"training.ema": 1.0}, ("training.ema", "less than 1")),
+        ({"training.precision": "fp8"}, ("training.precision", "'auto', 'fp32', 'bf16' or 'fp16'")),
+        ({"training.scaler": (1, 2, 9)}, ("training.scaler.0", "greater than 1")),
+        ({"training.memory": 0}, ("training.memory", "greater than 0")),
+        ({"training.compile": "on"}, ("training.compile", "'auto', 'off', 'default' or 'graphs'")),
+        ({"training.milestones": (0,)}, ("training.milestones.0", "greater than 0")),
+        (
+            {"optim.name": "schedule-free", "optim.schedule": "constant", "training.ema": 0.9},
+            ("training.ema with schedule-free", "one of both"),
+        ),
         ({"loss": "mae"}, ("loss = 'mae'", "'rmse'")),
     ],
 )
@@ -108,8 +149,8 @@ def test_replace_refuses_in_one_line(changes, parts):
 @pytest.mark.parametrize(
     ("call", "arguments", "wrong", "accepted"),
     [
-        (config.arm, ("legacy-sgd", "smoke"), "legacy-sgd", ARMS),
-        (config.arm, ("legacy-adam", "large"), "large", PROFILES),
+        (arms.arm, ("legacy-sgd", "smoke"), "legacy-sgd", ARMS),
+        (arms.arm, ("legacy-adam", "large"), "large", PROFILES),
         (config.profile, ("large",), "large", PROFILES),
         (config.named, ("study", STUDIES, "4.9"), "4.9", STUDIES),
     ],
@@ -136,34 +177,6 @@ def test_replace_leaves_the_base_untouched():
 
 
 @pytest.mark.parametrize("size", PROFILES)
-def test_arms_differ_in_what_they_name_only(size):
-    """Same data, training and seed for every arm of a profile: the comparison is paired."""
-    for name, arm in ARMS.items():
-        built, base = config.arm(name, size, 3), PROFILES[size].base
-        network, optimiser = name.split("-")
-        assert built.seed == 3
-        assert built.optim == {"adam": ADAM, "onecycle": ONECYCLE}[optimiser]
-        assert (built.model.name, built.model.width, built.model.code) == (network, base.model.width, base.model.code)
-        same = {"task", "data", "loss", "training"}
-        assert built.model_dump(include=same) == base.model_dump(include=same)
-        assert arm.source
-    assert {arm for arms in STUDIES.values() for arm in arms} <= set(ARMS)
-
-
-def test_optimisers_hold_the_published_numbers():
-    """The earlier work's baseline and its revision, and the size at which both are compared."""
-    assert (ADAM.name, ADAM.schedule) == ("adam", "plateau")
-    assert (ADAM.lr, ADAM.weight_decay, ADAM.clip) == (5e-5, 1e-4, 1.0)
-    assert (ONECYCLE.name, ONECYCLE.schedule) == ("adamw", "onecycle")
-    assert (ONECYCLE.lr, ONECYCLE.weight_decay, ONECYCLE.clip) == (3e-3, 1e-4, 1.0)
-    assert (ONECYCLE.betas, ONECYCLE.momentum) == ((0.9, 0.95), (0.85, 0.95))
-    assert (ONECYCLE.warmup, ONECYCLE.div, ONECYCLE.final_div) == (0.2, 25, 1e4)
-    full = PROFILES["full"].base
-    assert (full.data.phantoms, full.data.grid, full.training.batch, full.model.width) == (5000, 64, 32, 16)
-    assert [f / sum(full.data.fractions) for f in full.data.fractions] == [0.7, 0.15, 0.15]
-
-
-@pytest.mark.parametrize("size", PROFILES)
 def test_default_fields_are_no_part_of_the_digest(size):
     """A field that is added later, at its default, renames no run."""
 
@@ -174,7 +187,7 @@ def test_default_fields_are_no_part_of_the_digest(size):
         optim: LaterOptim
         ema: float | None = None
 
-    base = config.arm("stage1-onecycle", size, 1)
+    base = arms.arm("stage1-onecycle", size, 1)
     values = base.model_dump()
     assert Later.model_validate(values).digest() == base.digest()
     assert Later.model_validate(values | {"ema": 0.9}).digest() != base.digest()
@@ -182,9 +195,44 @@ def test_default_fields_are_no_part_of_the_digest(size):
     assert Later.model_validate(values).digest() != base.digest()
 
 
+def test_fields_of_the_trainer_mean_as_before_at_their_defaults():
+    """A configuration that names none of them is that of one which names them all."""
+    before = {
+        Optim: {
+            "name",
+            "lr",
+            "betas",
+            "weight_decay",
+            "schedule",
+            "warmup",
+            "div",
+            "final_div",
+            "momentum",
+            "plateau",
+            "clip",
+        },
+        Training: {"epochs", "batch", "precision", "patience"},
+    }
+    values, plain = BASE.model_dump(), BASE.model_dump()
+    for name, model in (("optim", Optim), ("training", Training)):
+        added = set(model.model_fields) - before[model]
+        defaults = {field: model.model_fields[field].default for field in added}
+        assert added and not any(model.model_fields[field].is_required() for field in added)
+        values[name] |= defaults
+        plain[name] = {field: plain[name][field] for field in before[model]}
+    assert Config.model_validate(values).digest() == Config.model_validate(plain).digest() == BASE.digest()
+    assert Config.model_validate(plain) == BASE
+
+
 def test_digest_changes_with_every_field():
     some = {"data.fractions", "data.measurements.noise.dropout", "optim.betas", "training.patience", "seed"}
-    assert some <= set(CHANGES)
+    added = {
+        "optim.final_decay",
+        "optim.spare",
+        "optim.phases",
+        *(f"training.{name}" for name in Training.model_fields),
+    }
+    assert some | added <= set(CHANGES)
     digests = {config.replace(MEASURED, {path: value}).digest() for path, value in CHANGES.items()}
     assert len(digests | {BASE.digest(), MEASURED.digest()}) == len(CHANGES) + 2
 

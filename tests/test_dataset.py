@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import RECORDED
 
-from dotlib import config, study
+from dotlib import arms, config, study
 from dotlib.config import Data
 from dotlib.data import checks, dataset, phantoms, simulate, split, store
 from dotlib.data.store import StoreError
@@ -103,7 +103,7 @@ def test_key_needs_no_file(folder):
 
 def test_study_sees_to_its_files_before_it_starts_workers(tmp_path, monkeypatch, nothing_computes):
     order = []
-    run = study.Run(config=config.arm("stage1-adam", "smoke"), data="0", infra={"folder": tmp_path})
+    run = study.Run(config=arms.arm("stage1-adam", "smoke"), data="0", infra={"folder": tmp_path})
     monkeypatch.setattr(dataset, "prepare", order.append)
     with pytest.raises(pytest.fail.Exception, match="workers were started"):
         study.compute({("a", 0): run, ("a", 1): run})

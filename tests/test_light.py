@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
-from dotlib import light, light_readings, light_spheres, plots_light
 from dotlib.config import Measurements, Noise
 from dotlib.data import dataset, phantoms, probe, recording
 from dotlib.data.surface import Surface
 from dotlib.physics import diffusion, geometry, green
+from dotlib.plots import light as plots_light
+from dotlib.sections import light, light_readings, light_spheres
 
 M = Measurements()
 SPHERE = np.array([0, 0, 0, 27.0, 27.0, 27.0, 0, 0, 0, 1, 2, 0.005, 1.0])

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import histories
 import numpy as np
 import pytest
+from tiny import Inline, a_run
 
 from dotlib import __main__ as command
-from dotlib import bench, config, study, workbook
+from dotlib import arms, bench, config, results, study, trainer, workbook
 from dotlib.data import checks, phantoms, simulate, store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +55,12 @@ def refused(capsys, code, *arguments):
         ("study 4.2-baseline --profile large", ("unknown profile 'large'", "smoke, quick, full")),
         ("status 4.2-baseline --profile large --seeds 1", ("unknown profile 'large'", "smoke, quick, full")),
         ("study 4.2-baseline --profile smoke --seeds -1", ("--seeds -1", "positive")),
+        (
+            "study 4.3-ends --profile smoke",
+            ("arm adam-constant: its tuning is not computed", "study 4.3-tuning does it"),
+        ),
+        ("status 4.3-factorial --profile smoke", ("arm adam-constant", "study 4.3-tuning does it")),
+        ("study 4.3-sensitivity --profile large", ("unknown profile 'large'", "smoke, quick, full")),
         ("workbook --profile large", ("unknown profile 'large'", "smoke, quick, full")),
         ("workbook --profile smoke", ("notebooks", "no notebook")),
         ("workbook --profile smoke --notebook none.ipynb", ("none.ipynb", "no notebook")),
@@ -104,7 +112,7 @@ def test_help_shows_an_example_that_is_accepted(capsys, monkeypatch, name):
     assert program == "dotlib" and example[0] == name
     given = command._parser().parse_args(example)
     assert getattr(given, "profile", "quick") in config.PROFILES
-    assert getattr(given, "study", "4.2-baseline") in config.STUDIES
+    assert getattr(given, "study", "4.2-baseline") in arms.STUDIES
     assert getattr(given, "part", "phantoms") in bench.PARTS
 
 
@@ -181,13 +189,14 @@ def test_status_of_the_full_profile_simulates_nothing(project, capsys, monkeypat
 def test_study_computes_arms_times_seeds_in_the_projects_store(project, capsys, monkeypatch, options, seeds):
     asked = []
     monkeypatch.setattr(study, "compute", asked.append)
+    monkeypatch.setattr(trainer, "fit", histories.fit)
     assert command.main(["study", "4.2-baseline", "--profile", "smoke", *options]) == 0
     (wanted,) = asked
-    assert list(wanted) == [(arm, seed) for arm in config.STUDIES["4.2-baseline"] for seed in range(seeds)]
+    assert list(wanted) == [(arm, seed) for arm in arms.STUDIES["4.2-baseline"].arms for seed in range(seeds)]
     assert {Path(run.infra.folder) for run in wanted.values()} == {project / "runs"}
-    assert all(run.config.model == config.arm(arm, "smoke").model for (arm, _), run in wanted.items())
+    assert all(run.config.model == arms.arm(arm, "smoke").model for (arm, _), run in wanted.items())
     assert all(run.config.seed == seed for (_, seed), run in wanted.items())
-    assert capsys.readouterr().out.count("missing") == len(wanted)  # where each run stands, afterwards
+    assert capsys.readouterr().out.count(" done ") == len(wanted)  # where each run stands, afterwards
 
 
 def test_status_prints_a_row_for_each_run_and_writes_nothing(project, capsys):
@@ -195,7 +204,7 @@ def test_status_prints_a_row_for_each_run_and_writes_nothing(project, capsys):
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[:4] == ["arm", "seed", "state", "epoch"]
     assert [row.split() for row in rows] == [
-        [arm, "0", "missing", "0/2", "-", "-"] for arm in config.STUDIES["4.2-baseline"]
+        [arm, "0", "missing", "0/2", "-", "-"] for arm in arms.STUDIES["4.2-baseline"].arms
     ]
     assert not (project / "runs").exists()
 
@@ -216,6 +225,74 @@ def test_failed_workbook_ends_with_1(project, capsys, monkeypatch):
 
     monkeypatch.setattr(workbook, "run", fail)
     assert "4.2, cell 3" in refused(capsys, 1, "workbook")
+
+
+HELP = """
+import contextlib, io, sys
+from dotlib.__main__ import main
+for line in sys.argv[1:]:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        main(line.split())
+print(*sys.modules)
+"""
+
+
+def test_help_and_refusals_load_none_of_the_large_libraries():
+    """They answer at once; what computes is loaded by the commands that compute."""
+    lines = ["--help", *(f"{name} --help" for name in COMMANDS), "status 4.9", "study 4.3-ends --profile large"]
+    arguments = [sys.executable, "-c", HELP, *lines]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert {"dotlib.__main__", "dotlib.arms"} <= loaded
+    assert not loaded & {"torch", "scipy", "pandas", "numpy", "matplotlib", "exca", "wandb", "dotlib.study"}
+
+
+@pytest.fixture
+def one_diverges(tmp_path, monkeypatch):
+    """A study of two tiny runs, of which the second diverges in its second step."""
+
+    def members(name, profile, seeds, store):
+        runs = {("stage1-adam", 0): a_run(store)}
+        return runs | {("stage1-onecycle", 0): a_run(store, "stage1-onecycle", optim__lr=1e38, optim__div=1)}
+
+    monkeypatch.setattr(study, "members", members)
+    monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
+
+
+STUDY = ("study", "4.2-baseline", "--profile", "smoke", "--record")
+
+
+def test_diverged_run_is_named_and_a_failure_every_time(project, capsys, one_diverges, request, monkeypatch):
+    for again in (False, True):
+        if again:
+            request.getfixturevalue("nothing_computes")
+        assert command.main([*STUDY]) == 1
+        out, err = capsys.readouterr()
+        (line,) = [line for line in err.splitlines() if line.startswith("dotlib")]
+        assert re.match(r"dotlib: stage1-onecycle, seed 0 diverged: epoch 0, step \d: loss .*, learning rate", line)
+        states = [row.split()[:3] for row in out.splitlines() if row.lstrip().startswith("stage1")]
+        assert states == [["stage1-adam", "0", "done"], ["stage1-onecycle", "0", "failed"]]
+
+
+def test_record_writes_what_can_be_loaded(project, capsys, one_diverges):
+    command.main([*STUDY])
+    folder = project / "results" / "4.2-baseline"
+    assert f"recorded in {folder}\n" in capsys.readouterr().out
+    found = results.load(folder)
+    assert [bool(failed) for failed in found.runs.failed] == [False, True] and found.profile == "smoke"
+    assert not any(str(project) in path.read_text() for path in folder.iterdir())
+
+
+def test_nothing_is_recorded_without_being_asked_for(project, capsys, one_diverges):
+    command.main([*STUDY[:-1]])
+    assert not (project / "results").exists()
+
+
+def test_study_of_complete_runs_ends_with_0(project, monkeypatch):
+    monkeypatch.setattr(study, "members", lambda name, profile, seeds, store: {("stage1-adam", 0): a_run(store)})
+    monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(trainer, "fit", histories.fit)
+    assert command.main([*STUDY]) == 0
 
 
 @pytest.mark.parametrize(("line", "code"), [("status 4.9", 2), ("--help", 0)])

@@ -282,3 +282,41 @@ def test_stage1_overfits_a_batch():
         optimiser.step()
         history.append(loss.item())
     assert history[-1] < 0.15 * history[0]
+
+
+def gradients_of(name, checkpointing, steps=2):
+    """Gradients of the last of some passes, and the statistics that they leave."""
+    model = network(name, 16, seed=1).to(memory_format=LAST)
+    for block in model.modules():
+        if isinstance(block, blocks.Residual):
+            block.recompute = checkpointing
+            nn.init.ones_(block.second[1].weight)  # not the identity, else half of the gradients are zero
+    for i in range(steps):
+        generator = torch.Generator().manual_seed(i)
+        x = torch.rand(3, 2, 16, 16, 16, generator=generator).contiguous(memory_format=LAST)
+        model.zero_grad()
+        losses.rmse(model(x), x).backward()
+    return [p.grad for p in model.parameters()], list(model.named_buffers())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_checkpointing_changes_no_bit(name):
+    """Of gradients and of running statistics, which the repeated pass must not count twice."""
+    plain, again = (gradients_of(name, on) for on in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(plain[0], again[0], strict=True))
+    for (key, a), (_, b) in zip(plain[1], again[1], strict=True):
+        assert torch.equal(a, b), key
+    assert all(value == 2 for key, value in again[1] if key.endswith("num_batches_tracked"))
+    assert all(g.abs().sum() > 0 for g in again[0])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_checkpointing_is_for_training_only(name):
+    model = network(name, 16).eval()
+    x = torch.rand(2, 2, 16, 16, 16)
+    expected = model(x)
+    for block in model.modules():
+        block.recompute = True
+    assert torch.equal(model(x), expected)
+    with torch.no_grad():
+        assert torch.equal(model.train()(x), network(name, 16).train()(x))

@@ -2,14 +2,17 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 
 import filelock
+import histories
+import pandas as pd
 import pytest
 import torch
 from tiny import Inline, Stop, a_run, states
 
-from dotlib import config, study, trainer
+from dotlib import arms, config, machine, study, tracking, trainer
 from dotlib.config import ConfigError
 from dotlib.data import dataset, split
 from dotlib.study import StudyError
@@ -40,11 +43,11 @@ def test_lock_of_another_driver_is_one_line_and_leaves_no_trace(tmp_path, inline
 def test_second_driver_does_not_disturb_the_first(tmp_path, inline, monkeypatch):
     refused, fit = [], trainer.fit
 
-    def fit_while_another_tries(*arguments):
+    def fit_while_another_tries(*arguments, **options):
         with pytest.raises(StudyError) as error:
             study.compute({("a", 0): a_run(tmp_path)})
         refused.append(line(error))
-        return fit(*arguments)
+        return fit(*arguments, **options)
 
     monkeypatch.setattr(trainer, "fit", fit_while_another_tries)
     study.compute({("a", 0): a_run(tmp_path)})
@@ -52,22 +55,154 @@ def test_second_driver_does_not_disturb_the_first(tmp_path, inline, monkeypatch)
     assert a_run(tmp_path).infra.status() == "completed"
 
 
-def test_failing_run_is_named_and_the_others_are_kept(tmp_path, inline):
-    def wanted():
-        broken = a_run(tmp_path, optim__lr=1e38)
-        return {("a", 0): a_run(tmp_path), ("broken", 4): broken, ("b", 0): a_run(tmp_path, "stage1-onecycle")}
+@pytest.fixture(scope="module")
+def diverged(tmp_path_factory):
+    """A study with a run that diverges in its second step, and its store: two arms of tiny runs, two seeds."""
+    store = tmp_path_factory.mktemp("diverged")
 
+    def wanted():
+        broken = a_run(store, "stage1-onecycle", seed=1, optim__lr=1e38, optim__div=1)
+        whole = {(arm, seed): a_run(store, arm, seed) for arm in ARMS for seed in (0, 1)}
+        return whole | {("stage1-onecycle", 1): broken}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "ProcessPoolExecutor", Inline)
+        study.compute(wanted())
+    return wanted, store
+
+
+BROKEN = ("stage1-onecycle", 1)
+
+
+def test_diverged_run_is_kept_and_not_tried_again(diverged, nothing_computes):
+    wanted, store = diverged
+    assert set(states(wanted()).values()) == {"completed"}
+    study.compute(wanted())
+    history = wanted()[BROKEN].result()
+    assert history.failed.startswith("epoch 0, step ") and "learning rate" in history.failed
+    assert str(store) not in history.failed and "\n" not in history.failed
+    assert history.epochs.empty and history.metrics.empty and len(history.steps) == 2
+    assert not history.steps[["loss", "gradient_norm"]].map(math.isfinite).all(axis=None)
+
+
+def test_status_of_a_diverged_run_is_failed(diverged):
+    table = study.status(diverged[0]()).set_index(["arm", "seed"])
+    assert table.state.to_dict() == {key: "failed" if key == BROKEN else "done" for key in diverged[0]()}
+    assert table.epoch[BROKEN] == "0/2"
+
+
+def test_diverged_run_has_each_phantoms_worst_error_and_nothing_else(diverged):
+    found = {key: run.result() for key, run in diverged[0]().items()}
+    table, keys = study.metrics(found), ["checkpoint", "metric", "phantom", "inclusion", "channel"]
+    broken = table[(table.arm == BROKEN[0]) & (table.seed == BROKEN[1])].set_index(keys)["value"]
+    others = [h.metrics.set_index(keys)["value"] for h in found.values() if not h.failed]
+    assert len(others) == 3 and len(broken) == len(others[0])
+    worst = pd.concat(others, axis=1).max(axis=1)
+    errors = broken.index.get_level_values("metric").isin(["nrmse", "rmse", "legacy_rmse"])
+    assert errors.sum() == 2 * (2 + 2 + 1) * len(set(table.phantom))  # checkpoints, channels
+    assert broken[errors].to_dict() == worst[broken[errors].index].to_dict()
+    assert broken[~errors].isna().all()
+
+
+def test_curves_and_summary_show_a_diverged_run(diverged):
+    found = {key: run.result() for key, run in diverged[0]().items()}
+    curves = study.epochs(found)
+    assert curves.groupby(["arm", "seed"]).size().to_dict() == {key: 2 for key in found if key != BROKEN}
+    assert curves.epoch.dtype.kind == curves.seed.dtype.kind == "i"
+    assert study.summary(found).set_index("arm").failed.to_dict() == {"stage1-adam": 0, "stage1-onecycle": 1}
+
+
+def test_study_whose_every_run_diverged_is_one_line(diverged):
     with pytest.raises(StudyError) as error:
-        study.compute(wanted())
-    assert line(error).startswith("broken, seed 4: ") and "epoch 0, step 1" in line(error)
-    assert states(wanted()) == {("a", 0): "completed", ("broken", 4): "failed", ("b", 0): "completed"}
-    with pytest.raises(StudyError, match=r"^broken, seed 4: "):  # it is tried again, and the others are not
-        study.compute(wanted())
+        study.metrics({BROKEN: diverged[0]()[BROKEN].result()})
+    assert line(error).startswith("every run diverged: epoch 0, step ")
+
+
+CANDIDATE = "adamw-constant"
+# validation nrmse of mua, an epoch each; the last counts
+CURVES = ([0.1, 0.4], [0.9, 0.3], [0.2, 0.35])
+
+
+@pytest.fixture
+def tuning(monkeypatch, inline):
+    """Three points of one candidate; a `failed` one has the lowest curve."""
+    names = arms.TUNING[CANDIDATE][:4]
+    monkeypatch.setattr(arms, "TUNING", {CANDIDATE: names})
+    rates = [point["lr"] for point in arms.points(CANDIDATE)]
+    state = {"failed": (3,), "trained": []}
+
+    def fit(c, folder, **options):
+        i = rates.index(c.optim.lr)
+        state["trained"].append(c.seed)
+        failed = "epoch 2, step 0: loss nan" if i in state["failed"] else ""
+        return histories.made_up(c, curve=[*CURVES, [0.01, 0.01]][i], failed=failed)
+
+    monkeypatch.setattr(trainer, "fit", fit)
+    return names, state
+
+
+def test_tuning_takes_the_lowest_error_at_the_end(tmp_path, tuning):
+    names, state = tuning
+    study.compute(study.runs(names, "smoke", 1, tmp_path, arms.TUNING_SEED))
+    assert state["trained"] == [1000] * 4
+    best = study.tuned(CANDIDATE, "smoke", tmp_path)
+    point = arms.points(CANDIDATE)[1]
+    assert {name: getattr(best, name) for name in point} == point
+    for arm, more in ((CANDIDATE, {}), ("plateau", {"optim.schedule": "plateau"})):
+        (run,) = study.runs([arm], "smoke", 1, tmp_path).values()
+        assert run.config.optim == config.replace(arms.arm(names[1], "smoke"), more).optim
+        assert run.config.training.epochs == 2  # the whole horizon
+        assert run.config.seed == 0
+
+
+def test_tuning_of_diverged_runs_alone_is_one_line(tmp_path, tuning):
+    names, state = tuning
+    state["failed"] = range(4)
+    study.compute(study.runs(names, "smoke", 1, tmp_path, arms.TUNING_SEED))
+    with pytest.raises(StudyError) as error:
+        study.tuned(CANDIDATE, "smoke", tmp_path)
+    assert line(error) == f"tuning of {CANDIDATE}: every run diverged"
+
+
+def test_tuned_arm_waits_for_its_whole_tuning(tmp_path, tuning):
+    names, _ = tuning
+    study.compute(study.runs(names[:3], "smoke", 1, tmp_path, arms.TUNING_SEED))
+    assert study.tuned(CANDIDATE, "smoke", tmp_path) is None
+    with pytest.raises(ConfigError) as error:
+        study.runs(["stage1-adam", CANDIDATE], "smoke", 1, tmp_path)
+    assert line(error) == f"arm {CANDIDATE}: its tuning is not computed in this profile; study 4.3-tuning does it"
+
+
+def test_micro_batch_that_depends_on_the_machine_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(arms.ARMS, "automatic", arms.Arm({"training.micro": "auto"}, "made up"))
+    with pytest.raises(ConfigError) as error:
+        study.runs([ARMS[0], "automatic"], "smoke", 1, tmp_path)
+    assert line(error).startswith("arm automatic: training.micro = 'auto' depends on the machine")
+
+
+def test_arms_of_one_configuration_are_one_run(tmp_path, inline, monkeypatch):
+    """Not two workers in one folder."""
+    submitted, submit = [], Inline.submit
+    monkeypatch.setattr(Inline, "submit", lambda self, *work: submitted.append(work) or submit(self, *work))
+    wanted = {("a", 0): a_run(tmp_path), ("b", 0): a_run(tmp_path, seed=1), ("same", 0): a_run(tmp_path)}
+    study.compute(wanted)
+    assert len(submitted) == 2 and set(states(wanted).values()) == {"completed"}
+
+
+@pytest.mark.parametrize(
+    ("name", "seeds", "expected"),
+    [("4.2-baseline", 0, [0, 1]), ("4.2-baseline", 3, [0, 1, 2]), ("4.3-tuning", 0, [1000]), ("two", 0, [5, 6, 7])],
+)
+def test_members_have_the_studys_seeds_unless_told(tmp_path, monkeypatch, name, seeds, expected):
+    monkeypatch.setitem(arms.STUDIES, "two", arms.Study(ARMS, 3, 5))
+    wanted = study.members(name, "smoke", seeds, tmp_path)
+    assert list(wanted) == [(arm, seed) for arm in arms.STUDIES[name].arms for seed in expected]
+    assert all(run.config.seed == seed for (_, seed), run in wanted.items())
 
 
 def test_failed_run_is_retried(tmp_path, inline, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "fit", lambda *arguments: 1 / 0)
+        patch.setattr(trainer, "fit", lambda *arguments, **options: 1 / 0)
         with pytest.raises(StudyError, match=r"^a, seed 0: "):
             study.compute({("a", 0): a_run(tmp_path)})
     assert a_run(tmp_path).infra.status() == "failed"
@@ -80,7 +215,7 @@ def test_failures_are_a_line_each(tmp_path, inline, monkeypatch, caplog):
     logger = logging.getLogger("exca")
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
     caplog.set_level(logging.INFO, "exca")
-    monkeypatch.setattr(trainer, "fit", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(trainer, "fit", lambda *arguments, **options: 1 / 0)
     wanted = study.runs(ARMS, "smoke", 1, tmp_path)
     with pytest.raises(StudyError) as error:
         study.compute(wanted)
@@ -101,9 +236,9 @@ def test_damaged_checkpoint_is_one_line_and_its_removal_the_cure(tmp_path, inlin
 
 def resolved(arm, seed):
     """An arm's configuration with the precision that this machine has for `auto`."""
-    dtype = trainer.precision("auto", trainer.device())
+    dtype = machine.precision("auto", machine.device())
     precision = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
-    return config.replace(config.arm(arm, "smoke", seed), {"training.precision": precision})
+    return config.replace(arms.arm(arm, "smoke", seed), {"training.precision": precision})
 
 
 def folders(wanted):
@@ -129,7 +264,7 @@ def test_run_of_other_data_or_precision_is_another_run(tmp_path, monkeypatch, wh
         monkeypatch.setattr(dataset, "split", lambda *arguments: split.split(*arguments)[::-1])
     else:
         other = torch.float32 if resolved(ARMS[0], 0).training.precision == "bf16" else torch.bfloat16
-        monkeypatch.setattr(trainer, "precision", lambda wanted, on: other)
+        monkeypatch.setattr(machine, "precision", lambda wanted, on: other)
     assert not set(before) & set(folders(study.runs(ARMS, "smoke", 1, tmp_path)))
 
 
@@ -153,7 +288,7 @@ def test_workers_share_the_cores_or_have_a_gpu_each(tmp_path, monkeypatch, gpus,
         def __init__(self, number, context, start, arguments):
             asked.append((number, arguments[1], arguments[2]))
 
-    monkeypatch.setattr(trainer, "fit", lambda *arguments: None)
+    monkeypatch.setattr(trainer, "fit", lambda *arguments, **options: None)
     wanted = study.runs(ARMS[:1], "smoke", seeds, tmp_path)
     for run in list(wanted.values())[:done]:
         run.result()
@@ -175,7 +310,7 @@ def baseline(tmp_path_factory):
 
 def test_results_are_those_of_every_arm_and_seed(baseline):
     histories = baseline[0]
-    assert set(histories) == {(arm, seed) for arm in config.STUDIES["4.2-baseline"] for seed in (0, 1)}
+    assert set(histories) == {(arm, seed) for arm in arms.STUDIES["4.2-baseline"].arms for seed in (0, 1)}
     for (arm, seed), history in histories.items():
         assert history.info["config"] == resolved(arm, seed).model_dump(mode="json")
     assert len({history.info["data"] for history in histories.values()}) == 1  # one test set for all
@@ -199,6 +334,45 @@ def test_tables_join_all_runs(baseline):
         assert rows.validation_loss.tolist() == history.epochs.validation_loss.tolist()
 
 
+def test_made_up_histories_are_like_real_ones(baseline):
+    """What other tests make many of."""
+    real = baseline[0]["stage1-adam", 1]
+    made = histories.made_up(resolved("stage1-adam", 1))
+    for name in ("epochs", "steps", "metrics"):
+        assert list(getattr(made, name)) == list(getattr(real, name))
+        assert getattr(made, name).dtypes.equals(getattr(real, name).dtypes)
+    assert set(made.info) == set(real.info) and set(made.info["optimiser"]) == set(real.info["optimiser"])
+    assert set(histories.METRICS) <= set(zip(real.metrics.metric, real.metrics.channel, strict=True))
+    assert set(real.metrics.phantom) == set(range(histories.PHANTOMS))
+
+
+def test_run_is_tracked_in_its_folder(tmp_path, monkeypatch):
+    """The tracker is told of each epoch, and finished whatever comes."""
+    told = []
+
+    class Told:
+        def epoch(self, row, steps, slices):
+            told.append((row["epoch"], len(steps), sorted(slices)))
+
+        def finish(self):
+            told.append("finished")
+
+    def start(config, folder, facts):
+        told.append((config, folder, facts["data"]))
+        return Told()
+
+    monkeypatch.setattr(tracking, "start", start)
+    run = a_run(tmp_path)
+    run.result()
+    slices = ["prediction mua", "prediction musp", "truth mua", "truth musp"]
+    assert told == [(run.config, run.folder(), "0"), (0, 2, slices), (1, 2, slices), "finished"]
+    told.clear()
+    monkeypatch.setattr(trainer, "fit", lambda *arguments, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        a_run(tmp_path, seed=1).result()
+    assert told[-1] == "finished"
+
+
 def test_full_profile_without_a_gpu_is_one_line(tmp_path, monkeypatch, nothing_computes):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError) as error:
@@ -210,13 +384,13 @@ def test_full_profile_without_a_gpu_is_one_line(tmp_path, monkeypatch, nothing_c
 def test_full_profile_with_a_gpu_is_computed(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(trainer, "precision", lambda wanted, on: torch.float32)
+    monkeypatch.setattr(machine, "precision", lambda wanted, on: torch.float32)
     monkeypatch.setattr(study, "compute", asked.append)
-    monkeypatch.setattr(trainer, "fit", lambda c, folder: c.digest())
+    monkeypatch.setattr(trainer, "fit", lambda c, folder, **options: c.digest())
     found = study.results("4.2-baseline", "full", 1, tmp_path)
     assert [list(wanted) for wanted in asked] == [list(found)]
     fp32 = {"training.precision": "fp32"}
-    assert found["stage1-adam", 0] == config.replace(config.arm("stage1-adam", "full"), fp32).digest()
+    assert found["stage1-adam", 0] == config.replace(arms.arm("stage1-adam", "full"), fp32).digest()
 
 
 def test_unknown_study_is_one_line(tmp_path):
@@ -230,7 +404,7 @@ def test_status_says_where_each_run_stands(tmp_path, inline, monkeypatch):
     (done, failed, started, missing) = wanted.values()
     study.compute({("a", 0): done})
     with monkeypatch.context() as patch, pytest.raises(StudyError):
-        patch.setattr(trainer, "fit", lambda *arguments: 1 / 0)
+        patch.setattr(trainer, "fit", lambda *arguments, **options: 1 / 0)
         study.compute({("a", 1): failed})
 
     def stop(row):

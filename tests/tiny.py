@@ -6,7 +6,7 @@ from concurrent.futures import Future
 import pytest
 import torch
 
-from dotlib import checkpoint, config, losses, study, trainer
+from dotlib import arms, checkpoint, config, losses, study, trainer
 
 EPOCHS, TRAIN, TEST = 5, 16, 4
 # three blocks, the last of them not full
@@ -14,6 +14,7 @@ RECORDED = config.Data(
     phantoms=36, grid=32, seed=3, measurements=config.Measurements(sources=4, detectors=12, pairs=24)
 )
 MEASURED = ("samples_per_second", "gpu_peak_mb", "resident_mb")
+CLOCKED = ["seconds", "host_mb", "gpu_mb", "gpu_busy"]  # columns of the epochs that no two runs share
 
 
 def tiny(arm="stage1-onecycle", precision="fp32", epochs=EPOCHS, seed=0, **changes):
@@ -26,14 +27,48 @@ def tiny(arm="stage1-onecycle", precision="fp32", epochs=EPOCHS, seed=0, **chang
         "training.epochs": epochs,
     }
     fields |= {path.replace("__", "."): value for path, value in changes.items()}
-    return config.replace(config.arm(arm, "smoke", seed), fields)
+    return config.replace(arms.arm(arm, "smoke", seed), fields)
 
 
 RUNS = {"plateau, fp32": tiny("stage1-adam"), "one cycle, bf16": tiny("stage1-onecycle", "bf16")}
+FREE = {"optim__name": "schedule-free", "optim__schedule": "constant"}
+# what else a checkpoint must hold: the average, the second sequence of weights, momentum matrices, the loss scale
+MORE = {
+    "ema": tiny(training__ema=0.8, optim__final_decay=1e-5),
+    "schedule-free": tiny(**FREE),
+    "muon": tiny(optim__name="muon"),
+    "fp16": tiny("stage1-onecycle", "fp16", epochs=3, training__scaler=(2.0**26, 2.0, 2)),
+    "automatic": tiny(epochs=3, training__micro="auto", training__memory=1e-4, training__checkpointing=True),
+}
 
 
 def weights(c, folder, name="last"):
-    return checkpoint.load(folder / f"{name}.pt", c.digest())["model"]
+    """The weights that a checkpoint is judged by."""
+    return checkpoint.load(folder / f"{name}.pt", c.digest())["judged"]
+
+
+def whole(c, folder):
+    """All that `last.pt` holds, but the clock's and the memory's numbers."""
+    state = checkpoint.load(folder / "last.pt", c.digest())
+    epochs = [{key: value for key, value in row.items() if key not in CLOCKED} for row in state["epochs"]]
+    return state | {"epochs": epochs}
+
+
+def same(a, b):
+    """Equal containers, types, shapes and bits; NaN equals NaN."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        return (a.dtype, a.shape) == (b.dtype, b.shape) and bits(a) == bits(b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (a != a and b != b)
+
+
+def bits(tensor):
+    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def assert_same_weights(a, b):
@@ -45,16 +80,18 @@ def assert_same_weights(a, b):
 def untimed(history):
     """All that a history holds but the clock's and the memory's numbers."""
     info = {key: value for key, value in history.info.items() if key not in MEASURED}
-    return history.epochs.drop(columns="seconds").to_dict(), history.steps.to_dict(), history.metrics, info
+    return history.epochs.drop(columns=CLOCKED).to_dict(), history.steps.to_dict(), info
 
 
 def assert_same_run(found, expected):
     """Bit for bit: both checkpoints, learning curves, steps, metrics of two (configuration, folder, history)."""
     for name in ("last", "best"):
         assert_same_weights(weights(*found[:2], name), weights(*expected[:2], name))
-    a, b = untimed(found[2]), untimed(expected[2])
-    assert (a[:2], a[3]) == (b[:2], b[3])
-    assert a[2].equals(b[2])
+    a, b = whole(*found[:2]), whole(*expected[:2])
+    for key in b:
+        assert same(a[key], b[key]), key
+    assert list(a) == list(b) and same(untimed(found[2]), untimed(expected[2]))
+    assert found[2].metrics.equals(expected[2].metrics)
 
 
 def every_step(monkeypatch, look):
@@ -68,10 +105,17 @@ def every_step(monkeypatch, look):
     monkeypatch.setitem(losses.LOSSES, "rmse", watched)
 
 
-def undisturbed(folder_of):
-    """The runs of `RUNS` by name: configuration, folder, history; `folder_of` makes a folder."""
-    folders = {name: folder_of("run") for name in RUNS}
-    return {name: (c, folders[name], trainer.fit(c, folders[name])) for name, c in RUNS.items()}
+class Undisturbed(dict):
+    """Runs of `RUNS` and `MORE` by name: configuration, folder, history; trained when first asked for."""
+
+    def __init__(self, folder_of):
+        super().__init__()
+        self.folder_of = folder_of
+
+    def __missing__(self, name):
+        c, folder = (RUNS | MORE)[name], self.folder_of("run")
+        self[name] = c, folder, trainer.fit(c, folder)
+        return self[name]
 
 
 def stalled(folder):

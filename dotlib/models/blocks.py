@@ -1,10 +1,13 @@
 """Parts that the networks share, and their seeded initialisation."""
 
+import contextlib
 import hashlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Conv3d(nn.Conv3d):
@@ -45,8 +48,11 @@ def conv_bn(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Sequentia
 class Residual(nn.Module):
     """Basic block (He 2016): two 3^3 convolutions beside the identity, or a 1^3 projection where the shape changes.
 
-    With `start_identity` the last normalisation's weight starts at 0, and the block with its shortcut.
+    With `start_identity` the last normalisation's weight starts at 0, and the block with its shortcut. With `recompute`
+    its activations are not kept for the backward pass but computed again (gradient checkpointing, Chen 2016).
     """
+
+    recompute = False
 
     def __init__(self, c_in: int, c_out: int, stride: int = 1, start_identity: bool = False):
         super().__init__()
@@ -56,7 +62,28 @@ class Residual(nn.Module):
             nn.init.zeros_(self.second[1].weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (self.recompute and self.training and torch.is_grad_enabled()):
+            return self.block(x)
+        again = (contextlib.nullcontext(), frozen_statistics(self))
+        return checkpoint(self.block, x, use_reentrant=False, context_fn=lambda: again)
+
+    def block(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(self.second(torch.relu(self.first(x))) + self.shortcut(x))
+
+
+@contextlib.contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch statistics are used but not remembered: a pass that repeats another must not count twice."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm3d)]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
 
 
 def space_to_depth(x: torch.Tensor, r: int) -> torch.Tensor:

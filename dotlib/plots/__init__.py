@@ -61,7 +61,7 @@ def slices(
         for ax, arm in zip(axes[:, 0], volumes, strict=True):
             ax.set_ylabel(textwrap.fill(arm, 16, break_on_hyphens=False))
         _scale(axes[0, 0], cube, *(letter for letter in "xyz" if letter != normal))
-    return _released(figure)
+    return released(figure)
 
 
 def curves(history: pd.DataFrame, values: Mapping[str, str], *, log: bool = True) -> Figure:
@@ -80,12 +80,12 @@ def curves(history: pd.DataFrame, values: Mapping[str, str], *, log: bool = True
             )  # fmt: skip
             ax.set(ylabel=label, yscale="log" if log else "linear")
             if log:
-                ax.yaxis.set_major_formatter(_Decimals())
-                ax.yaxis.set_minor_formatter(_Decimals())
+                ax.yaxis.set_major_formatter(Decimals())
+                ax.yaxis.set_minor_formatter(Decimals())
             handles, labels = ax.get_legend_handles_labels()
             ax.get_legend().remove()
         figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)))
-    return _released(figure)
+    return released(figure)
 
 
 def seeds(values: pd.DataFrame, label: str, levels: Mapping[str, float]) -> Figure:
@@ -101,7 +101,7 @@ def seeds(values: pd.DataFrame, label: str, levels: Mapping[str, float]) -> Figu
             ax.axhline(level, ls="--", lw=1, color=color, label=name)
         ax.set(ylabel=label, ylim=(0, None))
         figure.legend(loc="outside upper center", ncols=2)
-    return _released(figure)
+    return released(figure)
 
 
 def dataset_summary(separation: np.ndarray, log_amplitude: np.ndarray, sigma: np.ndarray, radius: np.ndarray) -> Figure:
@@ -123,10 +123,10 @@ def dataset_summary(separation: np.ndarray, log_amplitude: np.ndarray, sigma: np
         axes[1, 0].set(xscale="log", xlabel="sd of ln A", ylabel="pairs")
         axes[1, 1].hist(radius, bins=40)
         axes[1, 1].set(xlabel="equivalent radius (mm)", ylabel=f"inclusions (n = {len(radius):,})")
-    return _released(figure)
+    return released(figure)
 
 
-def _released(figure: Figure) -> Figure:
+def released(figure: Figure) -> Figure:
     """The figure, no longer pyplot's: a notebook shows it where it is named, once."""
     plt.close(figure)
     return figure
@@ -152,7 +152,7 @@ def _scale(ax: Axes, cube: float, across: str, up: str) -> None:
     ax.annotate("20 mm", (start, start), (3, 3), textcoords="offset points", **look)
 
 
-class _Decimals(LogFormatter):
+class Decimals(LogFormatter):
     """Labels of a logarithmic axis as decimals: 0.05, not 5e-02."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:

@@ -12,12 +12,12 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from ..config import Measurements
+from ..data import phantoms, probe, recording
+from ..physics import diffusion, green
+from ..physics.diffusion import Operator, System
+from ..physics.geometry import Cells
 from . import light
-from .config import Measurements
-from .data import phantoms, probe, recording
-from .physics import diffusion, green
-from .physics.diffusion import Operator, System
-from .physics.geometry import Cells
 
 STAIRCASE, NO_DISTANCE, OURS = "staircase", "cut, no wall distance", "cut, wall distance"
 TREATMENTS = (STAIRCASE, NO_DISTANCE, OURS)

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .config import Measurements, Noise
-from .data import checks, noise, phantoms, store
-from .data.dataset import Dataset
-from .data.recording import medium
-from .data.split import NAMES
+from ..config import Measurements, Noise
+from ..data import checks, noise, phantoms, store
+from ..data.dataset import Dataset
+from ..data.recording import medium
+from ..data.split import NAMES
+from ..physics import diffusion, green, jacobian
 from .light import STREAM
-from .physics import diffusion, green, jacobian
 
 RADIUS, MUA, MUSP = 27.5, 0.005, 0.98  # mm, mm^-1: the mean tissue, as a sphere
 STEP = 1e-3  # relative, of central differences

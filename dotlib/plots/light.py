@@ -10,10 +10,10 @@ from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
-from .data import phantoms
-from .data.probe import Probe
-from .data.surface import Surface
-from .plots import CHANNELS, STYLE, TEXT_WIDTH, _released
+from ..data import phantoms
+from ..data.probe import Probe
+from ..data.surface import Surface
+from . import CHANNELS, STYLE, TEXT_WIDTH, released
 
 SOURCE, DETECTOR = {"marker": "^", "color": "#d55e00"}, {"marker": "s", "color": "#0173b2"}
 TUMOURS = ("#de8f05", "#029e73", "#cc78bc", "#ca9161", "#56b4e9")
@@ -46,7 +46,7 @@ def gallery(volumes: np.ndarray, points: np.ndarray) -> Figure:
             ax.tick_params(labelsize=6, labelleft=column == 0, labelbottom=row == count - 1)
             ax.set_xlabel(f"{across} (mm)" if row == count - 1 else "", size=7, labelpad=1)
             ax.set_ylabel(f"{up} (mm)" if column == 0 else up, size=7, labelpad=1)
-    return _released(figure)
+    return released(figure)
 
 
 def scene(rows: np.ndarray, probe: Probe, source: int = 0) -> Figure:
@@ -74,7 +74,7 @@ def scene(rows: np.ndarray, probe: Probe, source: int = 0) -> Figure:
             ax.zaxis.labelpad = -9
         handles, labels = ax.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
-    return _released(figure)
+    return released(figure)
 
 
 def _anatomy(ax: Axes, rows: np.ndarray) -> None:
@@ -122,7 +122,7 @@ def over_separation(errors: pd.DataFrame, by: str, width: float = 3.0) -> Figure
             _plain(ax)
         handles, labels = ax.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=3)
-    return _released(figure)
+    return released(figure)
 
 
 def over_grid(errors: pd.DataFrame, levels: pd.DataFrame) -> Figure:
@@ -149,7 +149,7 @@ def over_grid(errors: pd.DataFrame, levels: pd.DataFrame) -> Figure:
             _plain(ax)
         handles, labels = ax.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=3)
-    return _released(figure)
+    return released(figure)
 
 
 def noise(study: pd.DataFrame, targets: Sequence[float]) -> Figure:
@@ -171,7 +171,7 @@ def noise(study: pd.DataFrame, targets: Sequence[float]) -> Figure:
         handles, labels = ax.get_legend_handles_labels()
         legend = figure.legend(handles, labels, loc="outside upper center", ncols=3)
         legend.legend_handles[0].set(alpha=1, markersize=5)
-    return _released(figure)
+    return released(figure)
 
 
 def bananas(maps: np.ndarray, optodes: np.ndarray, radius: float) -> Figure:
@@ -202,7 +202,7 @@ def bananas(maps: np.ndarray, optodes: np.ndarray, radius: float) -> Figure:
         bar.ax.minorticks_off()
         bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         bar.outline.set_visible(False)
-    return _released(figure)
+    return released(figure)
 
 
 def _plain(ax: Axes) -> None:

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .config import Measurements
-from .data import phantoms, probe
-from .data.recording import medium
-from .physics import diffusion
-from .workers import cpu_cores
+from ..config import Measurements
+from ..data import phantoms, probe
+from ..data.recording import medium
+from ..physics import diffusion
+from ..workers import cpu_cores
 
 STREAM = 41  # of random numbers
 SEPARATION = probe.STANDARD.separation  # mm

@@ -1,0 +1,184 @@
+"""The arms of the studies, and where their numbers come from."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .config import ONECYCLE, Config, ConfigError, Optim, named, profile, replace
+
+Change = Any  # a value, or what makes one from the profile's base configuration
+ADAM = Optim(name="adam", lr=5e-5, weight_decay=1e-4, schedule="plateau")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A named change of a profile's base configuration, and where its numbers come from.
+
+    With `tuned` the values that tuning found best for that candidate come first, and `changes` after them.
+    """
+
+    changes: Mapping[str, Change]
+    source: str
+    tuned: str = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Arms, with the number of paired seeds from `first` on; 0 seeds: as many as the profile has."""
+
+    arms: tuple[str, ...]
+    seeds: int = 0
+    first: int = 0
+
+
+_LEGACY = "network of the earlier work (7^3 stem, four residual stages, global pooling, 6,977,954 parameters at 64^3)"
+_STAGE1 = "ours: space-to-depth stem, flattened 2^3 bottleneck, occupancy gate"
+_ADAM = "baseline of the earlier work: Adam (Kingma & Ba 2015), lr 5e-5, L2 1e-4, ReduceLROnPlateau"
+_ONECYCLE = (
+    "its revision: AdamW (Loshchilov & Hutter 2019), betas (0.9, 0.95), decay 1e-4, one cycle (Smith 2018) to 3e-3, "
+    "20 % warm-up, div 25, final div 1e4, beta1 cycled 0.85-0.95"
+)
+_BASELINES = {
+    "legacy-adam": Arm({"model.name": "legacy", "optim": ADAM}, f"{_LEGACY}; {_ADAM}"),
+    "legacy-onecycle": Arm({"model.name": "legacy", "optim": ONECYCLE}, f"{_LEGACY}; {_ONECYCLE}"),
+    "stage1-adam": Arm({"model.name": "stage1", "optim": ADAM}, f"{_STAGE1}; {_ADAM}"),
+    "stage1-onecycle": Arm({"model.name": "stage1", "optim": ONECYCLE}, f"{_STAGE1}; {_ONECYCLE}"),
+}
+
+# What is tuned: optimisers and schedules, each with the same points of one Sobol sequence, at half the horizon.
+_SCHEDULES = {
+    "constant": {"schedule": "constant"},
+    "cosine": {"schedule": "cosine"},
+    "onecycle": {"schedule": "onecycle", "momentum": None},
+    "onecycle-momentum": {"schedule": "onecycle"},
+}
+FACTORIAL = {
+    f"{name}-{schedule}": {"name": name, "spare": True, **fields}
+    for name in ("adam", "adamw")
+    for schedule, fields in _SCHEDULES.items()
+}
+CANDIDATES: dict[str, dict[str, Any]] = FACTORIAL | {
+    "adam-constant-b95": FACTORIAL["adam-constant"] | {"betas": (0.9, 0.95)},
+    "adamw-onecycle-momentum-b95": FACTORIAL["adamw-onecycle-momentum"] | {"betas": (0.9, 0.95)},
+    "schedule-free": {"name": "schedule-free", "schedule": "constant"},
+    "muon": {"name": "muon", "schedule": "onecycle"},
+}
+# The first eight points of Sobol's sequence (Sobol 1967) in three dimensions, in eighths.
+SOBOL = ((0, 0, 0), (4, 4, 4), (6, 2, 2), (2, 6, 6), (3, 3, 5), (7, 7, 1), (5, 1, 7), (1, 5, 3))
+TUNING = {name: tuple(f"tune-{name}-{i}" for i in range(len(SOBOL))) for name in CANDIDATES}
+TUNING_SEED = 1000
+LR, L2, DECAY, WARMUP = (3e-4, 3e-2), (1e-7, 1e-3), (1e-4, 1.0), (0.05, 0.5)  # ranges, evenly filled in the logarithm
+
+
+def points(candidate: str) -> list[dict[str, float]]:
+    """The values of lr, weight decay and warm-up share that a candidate is tried with: the middles of `SOBOL`'s cells.
+
+    Decay in Adam's gradient and decoupled decay differ in kind: each has a range of its own, of the same width.
+    """
+    ranges = (LR, L2 if CANDIDATES[candidate]["name"] == "adam" else DECAY, WARMUP)
+    rows = [
+        [low * (high / low) ** ((i + 0.5) / len(SOBOL)) for i, (low, high) in zip(cell, ranges, strict=True)]
+        for cell in SOBOL
+    ]
+    names = ("lr", "weight_decay", "warmup")
+    return [dict(zip(names, (float(f"{value:.3g}") for value in row), strict=True)) for row in rows]
+
+
+def _epochs(share: float) -> Callable[[Config], int]:
+    return lambda base: max(1, round(base.training.epochs * share))
+
+
+def _patience(base: Config) -> int:
+    return _epochs(0.15)(base)  # 15 of 100
+
+
+def _averaging(base: Config) -> float:
+    """A moving average over the last tenth of the steps."""
+    train = base.data.phantoms * base.data.fractions[0] // sum(base.data.fractions)
+    steps = train // base.training.batch * base.training.epochs
+    return 1 - 10 / max(steps, 20)
+
+
+def _tuning() -> dict[str, Arm]:
+    found = {}
+    for name, arms in TUNING.items():
+        for arm, point in zip(arms, points(name), strict=True):
+            optim = Optim.model_validate(CANDIDATES[name] | point)
+            changes = {"model.name": "stage1", "optim": optim, "training.epochs": _epochs(0.5)}
+            found[arm] = Arm(changes, f"point of a Sobol sequence: {point}")
+    return found
+
+
+_TUNED = {
+    name: Arm({"model.name": "stage1"}, f"ours: {fields}, the rest as tuned", tuned=name)
+    for name, fields in CANDIDATES.items()
+}
+_FROM_CONSTANT = "what was tuned for adamw-constant"
+_ADDITIONS = {
+    "plateau": Arm({"optim.schedule": "plateau"}, f"{_FROM_CONSTANT}, with a plateau rule", "adamw-constant"),
+    "progressive": Arm(
+        {"optim.schedule": "progressive"},
+        f"{_FROM_CONSTANT}, in the earlier work's phases: 30, 50, 20 % of the steps at 1, 1/2, 1/10 of the rate",
+        "adamw-constant",
+    ),
+    "ema": Arm({"training.ema": _averaging}, f"{_FROM_CONSTANT}, with a moving average of weights", "adamw-constant"),
+    "progressive-specified": Arm(
+        {"model.name": "stage1", "optim": ADAM.model_copy(update={"lr": 1e-4, "schedule": "progressive"})},
+        "phases 1a, 1b, 1c of the earlier work: 1e-4, 5e-5, 1e-5 for 30, 50, 20 % of the steps",
+    ),
+}
+
+
+def _varied(source: str, **changes: Change) -> Arm:
+    """The one-cycle recipe with one thing changed; `optim__lr` is `optim.lr`."""
+    fields = {name.replace("__", "."): value for name, value in changes.items()}
+    return Arm({**_BASELINES["stage1-onecycle"].changes, **fields}, source)
+
+
+_ADDITIONS |= {
+    "decay-schedule": _varied("weight decay from 5e-4 to 1e-5", optim__weight_decay=5e-4, optim__final_decay=1e-5),
+    "batch-64-accumulated": _varied("batch 64 as 2 x 32", training__batch=64, training__micro=32),
+    "ema-onecycle": _varied("moving average of weights, over a tenth of the steps", training__ema=_averaging),
+    "stopped": _varied("early stopping, patience 15 of 100 epochs", training__patience=_patience),
+    "fp32": _varied("no mixed precision", training__precision="fp32"),
+} | {f"batch-{n}": _varied(f"batches of {n}, the same samples", training__batch=n) for n in (32, 48, 64)}
+_BUDGETS = {
+    f"{name}-{share}": Arm(
+        {**_BASELINES[name].changes, "training.epochs": _epochs(share / 100)}, f"{name} in {share} % of the epochs"
+    )
+    for name, shares in {"stage1-adam": (25, 50), "stage1-onecycle": (25, 50, 75)}.items()
+    for share in shares
+}
+_SENSITIVITY = (
+    {f"beta2-{b}": _varied("sensitivity", optim__betas=(0.9, b)) for b in (0.9, 0.99, 0.999)}
+    | {f"lr-{lr:g}": _varied("sensitivity", optim__lr=lr) for lr in (3e-4, 1e-3, 1e-2, 3e-2)}
+    | {f"warmup-{share}": _varied("sensitivity", optim__warmup=share) for share in (0.05, 0.1, 0.4)}
+    | {f"decay-{decay:g}": _varied("sensitivity", optim__weight_decay=decay) for decay in (1e-3, 1e-2, 1e-1)}
+)
+ARMS: dict[str, Arm] = _BASELINES | _tuning() | _TUNED | _ADDITIONS | _BUDGETS | _SENSITIVITY
+_ENDS = ("stage1-adam", "stage1-onecycle", "adam-constant", "adamw-onecycle-momentum-b95")
+STUDIES: dict[str, Study] = {
+    "4.2-baseline": Study(tuple(_BASELINES)),
+    "4.3-tuning": Study(sum(TUNING.values(), ()), 1, TUNING_SEED),
+    "4.3-ends": Study(_ENDS, 10),
+    "4.3-factorial": Study((*FACTORIAL, "adam-constant-b95", "adamw-onecycle-momentum-b95"), 5),
+    "4.3-additions": Study(
+        ("stage1-adam", "stage1-onecycle", "adamw-constant", "adamw-onecycle-momentum-b95", *_ADDITIONS, *_BUDGETS,
+         "schedule-free", "muon"), 3,
+    ),
+    "4.3-sensitivity": Study(("stage1-onecycle", *_SENSITIVITY), 3),
+}  # fmt: skip
+
+
+def arm(name: str, profile_name: str, seed: int = 0, tuned: Optim | None = None) -> Config:
+    """The configuration of one run: the profile's base, changed by the arm, with a paired seed.
+
+    An arm that was tuned needs what tuning found: `tuned`.
+    """
+    base, chosen = profile(profile_name).base, named("arm", ARMS, name)
+    if chosen.tuned:
+        if tuned is None:
+            raise ConfigError(f"arm {name}: its tuning is not computed in this profile; study 4.3-tuning does it")
+        base = replace(base, {"optim": tuned})
+    changes = {path: change(base) if callable(change) else change for path, change in chosen.changes.items()}
+    return replace(base, {**changes, "seed": seed})

@@ -1,0 +1,90 @@
+"""What a run has gone through: its epochs and steps, and the checkpoints that let it continue."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import checkpoint
+from .config import Config
+
+SHARE = 100  # times what a checkpoint took is trained before the next
+
+
+class Journal:
+    """Epochs and steps of a run, read from `folder`/last.pt where it is a continued one.
+
+    `parts` have state_dict and load_state_dict; `epochs` holds a row per epoch, `steps` a tuple per step, `micro` the
+    micro-batch that the run was begun with.
+    """
+
+    def __init__(self, config: Config, folder: Path, parts: dict[str, Any], save_every: float, on: str):
+        self.config, self.folder, self.parts, self.save_every = config, folder, parts, save_every
+        self.epochs: list[dict] = []
+        self.steps: list[tuple] = []
+        self.micro: int | None = None
+        self.saved, self.wait, self.best = time.perf_counter(), save_every, None
+        if (path := folder / "last.pt").exists():
+            state = checkpoint.load(path, config.digest(), on)
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            self.epochs, self.steps, self.micro = state["epochs"], state["steps"], state["micro"]
+
+    @property
+    def losses(self) -> list[float]:
+        """The validation losses so far."""
+        return [row["validation_loss"] for row in self.epochs]
+
+    def best_epoch(self) -> int:
+        return min(range(len(self.epochs)), key=self.losses.__getitem__)
+
+    def ended(self) -> bool:
+        """All epochs are done, or `patience` of them have brought no better validation loss."""
+        patience, done = self.config.training.patience, len(self.epochs)
+        return done >= self.config.training.epochs or bool(
+            patience and done and done - 1 - self.best_epoch() >= patience
+        )
+
+    def keep(self, row: dict, judged: nn.Module) -> None:
+        """Take in an epoch with the weights that it is judged by; write the checkpoints that are due.
+
+        They are best.pt, then last.pt, where `save_every` seconds have passed since the last time (0: after each
+        epoch), or more, lest saving takes over a hundredth of the time, or where the run has ended; and milestones.
+        """
+        self.epochs.append(row)
+        digest, done = self.config.digest(), len(self.epochs)
+        if self.best_epoch() == done - 1:
+            self.best = weights(judged)
+        if done in self.config.training.milestones:
+            checkpoint.save(self.folder / f"epoch-{done}.pt", {"judged": weights(judged)}, digest)
+        start = time.perf_counter()
+        if start - self.saved >= self.wait or self.ended():
+            if self.best:
+                checkpoint.save(self.folder / "best.pt", {"judged": self.best}, digest)
+            state = {name: part.state_dict() for name, part in self.parts.items()} | {"judged": judged.state_dict()}
+            state |= {"epochs": self.epochs, "steps": self.steps, "micro": self.micro}
+            checkpoint.save(self.folder / "last.pt", state, digest)
+            self.best, self.saved = None, time.perf_counter()
+            self.wait = max(self.save_every, SHARE * (self.saved - start)) if self.save_every else 0.0
+        self._progress(row)
+
+    def good(self) -> str:
+        """The last good checkpoint, in words."""
+        path = self.folder / "last.pt"
+        if not path.exists():
+            return "no checkpoint yet"
+        return f"last good checkpoint: epoch {len(checkpoint.load(path, self.config.digest())['epochs']) - 1}"
+
+    def _progress(self, row: dict) -> None:
+        training, per_epoch = self.config.training, len(self.steps) // len(self.epochs)
+        line = {"epoch": row["epoch"] + 1, "epochs": training.epochs}
+        line |= {"samples_per_second": per_epoch * training.batch / row["seconds"]}
+        line |= {"seconds_left": (training.epochs - row["epoch"] - 1) * row["seconds"]}
+        checkpoint.write(self.folder / "progress.json", json.dumps(line).encode(), durable=False)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the weights and buffers as they are now."""
+    return {name: value.clone() for name, value in model.state_dict().items()}

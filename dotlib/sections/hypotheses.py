@@ -1,0 +1,198 @@
+"""What the specification expects of optimisers, what is planned to test it, and the verdicts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from .. import arms, convergence, stats
+from ..comparison import ASSUMED
+from ..stats import Interval
+from ..stats_crossed import crossed_contrast, detectable_difference
+from .optimisers import ENDS, combined, errors, failures, gaps
+from .speed import times
+
+PHANTOMS = 64  # test phantoms of the recorded size (results/PLAN.md)
+MARGIN = 5.0  # per cent: precisions that differ by less count as equal; the spread over seeds that is called stable
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """An improvement, `low` to `high` per cent, that the specification expects of arm a over arm b.
+
+    `of` says of what: the endpoint, the epochs to the target, the gap between validation and training loss; `equal` is
+    an endpoint that stays within `low` per cent. `standing`: primary (one family), secondary, exploratory.
+    """
+
+    name: str
+    expected: str
+    a: str
+    b: str
+    low: float
+    high: float = np.inf
+    of: Literal["error", "time", "gap", "equal"] = "error"
+    standing: Literal["primary", "secondary", "exploratory"] = "exploratory"
+
+    @property
+    def promise(self) -> str:
+        """The range in words, per cent."""
+        if self.of == "equal":
+            return f"within {self.low:g}"
+        return f"{self.low:g}-{self.high:g}" if np.isfinite(self.high) else f"above {self.low:g}"
+
+
+_RMSE, _FASTER = "15-25 % better RMSE by AdamW + OneCycle", "20-30 % faster convergence by AdamW + OneCycle"
+_STEPWISE, _LONGER = "3-8 % by progressive training", "5-10 % better by 100 instead of 50 epochs"
+# Table H of the specification: its words and ranges; the arms are ours.
+HYPOTHESES = (
+    Hypothesis("H1, as specified", _RMSE, *ENDS["as specified"], 15, 25, standing="primary"),
+    Hypothesis("H1, tuned", _RMSE, *ENDS["tuned"], 15, 25, standing="primary"),
+    Hypothesis("H1, speed as specified", _FASTER, *ENDS["as specified"], 20, 30, "time", "secondary"),
+    Hypothesis("H1, speed tuned", _FASTER, *ENDS["tuned"], 20, 30, "time", "secondary"),
+    Hypothesis("H8", "3-7 % better convergence by batch 64 as 2 x 32", "batch-64-accumulated", "batch-32", 3, 7),
+    Hypothesis("H10", _LONGER, "stage1-onecycle", "stage1-onecycle-50", 5, 10),
+    Hypothesis("H10, stopped early", f"{_LONGER} with early stopping", "stopped", "stage1-onecycle-50", 5, 10),
+    Hypothesis("H11, as specified", _STEPWISE, "progressive-specified", "stage1-adam", 3, 8),
+    Hypothesis("H11, tuned", _STEPWISE, "progressive", "adamw-constant", 3, 8),
+    Hypothesis("H12", "less overfitting by a weight-decay schedule", "decay-schedule", "stage1-onecycle", 0, of="gap"),
+    Hypothesis(
+        "H13, quality",
+        f"mixed precision costs no quality, {MARGIN:g} % at most",
+        "stage1-onecycle",
+        "fp32",
+        MARGIN,
+        of="equal",
+    ),
+)
+FAMILY = sum(h.standing == "primary" for h in HYPOTHESES)
+OF = {"error": "endpoint", "time": "epochs to target", "gap": "validation / training", "equal": "equal endpoint"}
+ORDER = ("refuted", "not resolved", "not computed", "confirmed")  # negative results first
+
+
+class Finding(NamedTuple):
+    """Improvement found (per cent, positive is better), the verdict on what was expected, whether a is better or worse
+    at all, and what else there is to say."""
+
+    improvement: Interval
+    verdict: str
+    change: str
+    note: str
+
+
+def planned_seeds(h: Hypothesis) -> int:
+    """The seeds of the largest study that holds both arms."""
+    return max(study.seeds for study in arms.STUDIES.values() if {h.a, h.b} <= set(study.arms))
+
+
+def share(h: Hypothesis) -> float:
+    """The error rate of one test: 5 %, shared out among the primary family (Bonferroni)."""
+    return 0.05 / (FAMILY if h.standing == "primary" else 1)
+
+
+def plan(phantoms: int) -> pd.DataFrame:
+    """What is tested, and what so many seeds and test phantoms can find: a row a hypothesis, before any result.
+
+    `detectable`: reduction of the error found with 80 % power if the paired log difference varies as `ASSUMED`; of the
+    endpoint alone.
+    """
+    rows = []
+    for h in HYPOTHESES:
+        n, error = planned_seeds(h), h.of == "error"
+        row = {"hypothesis": h.name, "expected": h.expected, "contrast": f"{h.a} against {h.b}"}
+        row |= {"of": OF[h.of], "standing": h.standing, "seeds": n, "expected, %": h.promise}
+        row["detectable, %"] = detectable_difference(ASSUMED, n, phantoms, alpha=share(h)) if error else np.nan
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def finding(record, h: Hypothesis, targets: Mapping[str, float]) -> Finding | str:
+    """The finding on one hypothesis, or a line that says why there is none.
+
+    Confirmed: the whole interval of the improvement is at or above `low`; refuted: all of it below.
+    """
+    found = {"error": _error, "time": _time, "gap": _gap, "equal": _equal}[h.of](record, h, targets)
+    if isinstance(found, str | Finding):
+        return found
+    improvement, note = found
+    judged = stats.judge(improvement, h.low, h.high)
+    return Finding(improvement, judged.verdict, judged.change, note or "more than expected" * judged.exceeded)
+
+
+def _improvement(effect: Interval) -> Interval:
+    """A change of the error in per cent as improvement: what is lower is better."""
+    return Interval(-effect.estimate, -effect.high, -effect.low, effect.n)
+
+
+def _error(record, h: Hypothesis, targets: Mapping[str, float]) -> tuple[Interval, str] | str:
+    ratio = combined(errors(record), {h.a: 1, h.b: -1})
+    if ratio is None:
+        return "an arm has no runs"
+    return _improvement(crossed_contrast(ratio, np.ones_like(ratio), 1 - share(h)).effect), ""
+
+
+def _time(record, h: Hypothesis, targets: Mapping[str, float]) -> tuple[Interval, str] | Finding | str:
+    target = next((targets.get(name) for name, pair in ENDS.items() if pair == (h.a, h.b)), None)
+    if target is None:
+        return "there is no target"
+    if not (found := times(record, (h.a, h.b), target)):
+        return "an arm has no runs"
+    ratio, reading = convergence.speedup(found[h.a], found[h.b], 1 - share(h))
+    saved = convergence.time_saved(ratio)
+    if reading == "not resolved":
+        return Finding(saved, reading, reading, "runs of both arms miss the target")
+    return saved, "" if reading == "measured" else f"a bound: {reading}"
+
+
+def _gap(record, h: Hypothesis, targets: Mapping[str, float]) -> tuple[Interval, str] | str:
+    table = gaps(record, (h.a, h.b))
+    if table.empty:
+        return "an arm has no runs"
+    return _improvement(stats.paired_contrast(table[h.a], table[h.b], 1 - share(h)).effect), ""
+
+
+def _equal(record, h: Hypothesis, targets: Mapping[str, float]) -> Finding | str:
+    kinds = {arm: set(record.runs.loc[record.runs["arm"] == arm, "precision"]) for arm in (h.a, h.b)}
+    ratio = combined(errors(record), {h.a: 1, h.b: -1})
+    if ratio is None:
+        return "an arm has no runs"
+    if kinds[h.a] & kinds[h.b]:
+        return f"both arms ran in {', '.join(sorted(kinds[h.a]))}: this machine has no other"
+    e = stats.equivalence(ratio, np.ones_like(ratio), h.low)
+    words, improvement = {"equivalent": "confirmed", "not equivalent": "refuted"}, _improvement(e.effect)
+    note = f"90 % interval against {h.low:g} % either way"
+    return Finding(improvement, words.get(e.verdict, e.verdict), stats.verdict(e.effect), note)
+
+
+def verdicts(record, targets: Mapping[str, float]) -> pd.DataFrame:
+    """A row a hypothesis: what is expected, what was found with its interval, failed runs, and the verdict.
+
+    `targets`: of the epochs, by pair of ends. `against 0` says whether the arm is better at all.
+    """
+    return pd.DataFrame([_row(record, h, targets) for h in HYPOTHESES])
+
+
+def _row(record, h: Hypothesis, targets: Mapping[str, float]) -> dict[str, Any]:
+    found = finding(record, h, targets)
+    if isinstance(found, str):
+        found = Finding(Interval(np.nan, np.nan, np.nan, 0), "not computed", "--", found)
+    x, known = found.improvement, found.improvement.n > 0
+    row = {"hypothesis": h.name, "expected, %": h.promise, "found, %": x.estimate}
+    row |= {"interval, %": f"[{x.low:.3g}, {x.high:.3g}]" if known else "--", "seeds": x.n}
+    row |= {"failed": failures(record, (h.a, h.b)), "standing": h.standing}
+    return row | {"verdict": found.verdict, "against 0": found.change, "note": found.note}
+
+
+def answer(table: pd.DataFrame) -> str:
+    """The verdicts in Markdown, negative results first."""
+    words, lines = {h.name: h.expected for h in HYPOTHESES}, []
+    for word in ORDER:
+        for row in table[table["verdict"] == word].to_dict("records"):
+            note = f" ({row['note']})" if row["note"] else ""
+            failed = f", {row['failed']} failed" if row["failed"] else ""
+            found = f"found {row['found, %']:+.1f} % {row['interval, %']}, " if row["seeds"] else ""
+            found += f"against 0: {row['against 0']}, " if row["seeds"] else ""
+            scope = f"{found}{row['seeds']} seeds{failed}, {row['standing']}"
+            lines.append(f"* **{row['hypothesis']}: {word}**{note}. Expected: {words[row['hypothesis']]}; {scope}.")
+    return "\n".join(lines)

@@ -1,0 +1,375 @@
+"""Section 4.3's tables: known effects are recovered, failed and missing runs are told, verdicts follow the numbers."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+
+from dotlib import arms, chapter, config, report, results, stats
+from dotlib.sections import factorial, hypotheses, optimisers, schedules, speed
+
+PHANTOMS, EPOCHS = 8, 10
+
+
+def record_of(levels, seeds=5, spread=0.0, gap=None, precision=None, failed=(), seed=0, profile="quick"):
+    """A record whose runs have the log errors `levels[arm]`, plus what phantoms and seeds add.
+
+    `spread` is the sd of what an arm's seeds add besides, zero in the mean; validation is `gap[arm]` times the training
+    loss; `failed` holds (arm, seed), whose runs end after half of the epochs and are judged by the worst of all.
+    """
+    rng, metrics, epochs, runs = np.random.default_rng(seed), [], [], []
+    phantom, shared = rng.normal(0, 0.3, PHANTOMS), rng.normal(0, 0.1, seeds)
+    for arm, level in levels.items():
+        own = rng.normal(0, spread, seeds)
+        for s in range(seeds):
+            value = np.exp(level + phantom + shared[s] + own[s] - own.mean())
+            row = {"arm": arm, "seed": s, "failed": "non-finite loss at step 7" if (arm, s) in failed else ""}
+            runs.append(
+                row | {"samples_seen": 8192, "samples_per_second": 34.0, "config": "c", "data": "d", "code": "e"}
+            )
+            runs[-1]["precision"] = (precision or {}).get(arm, "bf16")
+            last = EPOCHS // 2 if row["failed"] else EPOCHS
+            curve = value.mean() * np.exp(1.5 * (1 - np.arange(1, EPOCHS + 1) / EPOCHS))[:last]
+            loss = {"train_loss": curve, "validation_loss": curve * (gap or {}).get(arm, 1.1), "nrmse_mua": curve}
+            epochs.append(pd.DataFrame({"arm": arm, "seed": s, "epoch": np.arange(last)} | loss))
+            value = np.exp(max(levels.values()) + 1 + phantom) if row["failed"] else value
+            for metric, channel in optimisers.ERRORS.values():
+                key = {
+                    "arm": arm,
+                    "seed": s,
+                    "checkpoint": "last",
+                    "metric": metric,
+                    "channel": channel,
+                    "inclusion": -1,
+                }
+                metrics.append(pd.DataFrame(key | {"phantom": np.arange(PHANTOMS), "value": value}))
+    frames = (pd.concat(metrics, ignore_index=True), pd.concat(epochs, ignore_index=True), pd.DataFrame(runs))
+    return results.Record(*frames, profile, "made up")
+
+
+def percent(log):
+    return 100 * np.expm1(log)
+
+
+FACTORIAL = {"adamw": -0.2, "cosine": -0.1, "onecycle": -0.25, "onecycle-momentum": -0.3, "both": 0.04}
+
+
+def factorial_levels():
+    """Log errors: AdamW -0.2; schedules -0.1, -0.25, -0.3; 0.04 more where AdamW meets cosine; beta2 -0.05, 0.02."""
+    levels = {}
+    for o in ("adam", "adamw"):
+        for s in factorial.SCHEDULES:
+            both = FACTORIAL["both"] if (o, s) == ("adamw", "cosine") else 0
+            levels[f"{o}-{s}"] = -1 + (o == "adamw") * FACTORIAL["adamw"] + FACTORIAL.get(s, 0) + both
+    levels["adam-constant-b95"] = levels["adam-constant"] - 0.05
+    levels["adamw-onecycle-momentum-b95"] = levels["adamw-onecycle-momentum"] + 0.02
+    return levels
+
+
+def test_factorial_recovers_the_effects_that_were_put_in():
+    table = factorial.effects(record_of(factorial_levels())).set_index("contrast")["effect"]
+    found = dict(zip(table.index, np.log1p(table / 100), strict=True))
+    truth = {
+        "main effects: AdamW, not Adam": -0.2 + 0.04 / 4,
+        "main effects: annealing": -0.1 + 0.04 / 2,
+        "main effects: one cycle's shape": -0.15 - 0.04 / 2,
+        "main effects: momentum cycling": -0.05,
+        "interactions of AdamW with: annealing": 0.04,
+        "interactions of AdamW with: one cycle's shape": -0.04,
+        "interactions of AdamW with: momentum cycling": 0.0,
+        "beta2 0.95, not 0.999, in: adam-constant": -0.05,
+        "beta2 0.95, not 0.999, in: adamw-onecycle-momentum": 0.02,
+    }
+    assert found == pytest.approx(truth, abs=1e-9)
+
+
+def test_factorial_effects_are_contrasts_and_the_first_seven_are_orthogonal():
+    weights = pd.DataFrame(factorial.weights()).fillna(0)
+    assert weights.sum().abs().max() < 1e-12
+    crossed = weights.loc[[f"{o}-{s}" for o in factorial.OPTIMISERS for s in factorial.SCHEDULES]].to_numpy()[:, :7]
+    product = crossed.T @ crossed
+    assert np.allclose(product[0, 1:], 0) and np.allclose(product[1:4, 4:], 0)
+
+
+def test_effect_is_the_paired_contrast_of_the_two_arms():
+    record = record_of({"a": -1.2, "b": -1.0}, spread=0.05)
+    row = optimisers.contrasts(record, [optimisers.Pair("g", "a", "b")]).iloc[0]
+    table = np.log(optimisers.errors(record))
+    difference = (table.loc["a"] - table.loc["b"]).mean(axis=1)
+    assert row["effect"] == pytest.approx(percent(difference.mean()))
+    assert row["p"] == pytest.approx(scipy_stats.ttest_1samp(difference, 0).pvalue)
+    half = scipy_stats.t.ppf(0.975, 4) * difference.std() / np.sqrt(5)
+    assert row[["low", "high"]].tolist() == pytest.approx([percent(difference.mean() + x) for x in (-half, half)])
+
+
+def test_interval_is_for_new_phantoms_too_and_students_stands_beside_it():
+    record = record_of({"a": -1.2, "b": -1.0}, spread=0.02)
+    tilt = np.where(record.metrics["arm"] == "a", np.exp(0.3 * np.cos(3.0 * record.metrics["phantom"])), 1)
+    record = dataclasses.replace(record, metrics=record.metrics.assign(value=record.metrics["value"] * tilt))
+    row = optimisers.contrasts(record, [optimisers.Pair("g", "a", "b")]).iloc[0]
+    table = np.log(optimisers.errors(record))
+    alone = stats.paired_contrast(np.exp(table.loc["a"]), np.exp(table.loc["b"])).effect
+    assert row["seeds alone"] == f"[{alone.low:.3g}, {alone.high:.3g}]"
+    assert row["low"] < alone.low - 1 and row["high"] > alone.high + 1
+
+
+def test_seeds_are_paired_where_both_arms_have_them():
+    record = record_of({"a": -1.2, "b": -1.0}, seeds=6, spread=0.05)
+    seed = record.metrics["seed"]
+    lacking = np.where(record.metrics["arm"] == "a", seed.isin([0, 3]), seed == 5)
+    row = optimisers.contrasts(
+        dataclasses.replace(record, metrics=record.metrics[~lacking].sample(frac=1, random_state=0)),
+        [optimisers.Pair("g", "a", "b")],
+    ).iloc[0]
+    table = np.log(optimisers.errors(record)).mean(axis=1)
+    assert row["seeds"] == 3
+    assert np.log1p(row["effect"] / 100) == pytest.approx((table.loc["a"] - table.loc["b"])[[1, 2, 4]].mean())
+
+
+def test_confirmatory_intervals_share_five_per_cent():
+    levels = {arm: -1 - 0.1 * i for i, arm in enumerate(sum(optimisers.ENDS.values(), ()))}
+    record = record_of(levels, spread=0.05, seeds=10)
+    table = optimisers.ends(record)
+    plain = optimisers.contrasts(record, [optimisers.Pair("", *pair) for pair in optimisers.ENDS.values()])
+    ratio = [np.log1p(t["high"] / 100) - np.log1p(t["effect"] / 100) for t in (table, plain)]
+    assert (ratio[0] / ratio[1]).tolist() == pytest.approx(
+        [scipy_stats.t.ppf(0.9875, 9) / scipy_stats.t.ppf(0.975, 9)] * 2
+    )
+    assert table["Holm p"].tolist() == pytest.approx(stats.holm(plain["p"]))
+    h = hypotheses.HYPOTHESES[0]
+    found = hypotheses.finding(record, h, {}).improvement
+    assert [-found.high, -found.low] == pytest.approx(table.loc[0, ["low", "high"]].tolist())
+
+
+def test_pool_takes_a_shared_run_once_and_leaves_other_profiles_out():
+    ends, again = record_of({"a": -1, "b": -2}), record_of({"b": -5, "c": -3}, seeds=7)
+    other = record_of({"d": 0}, profile="full")
+    pooled = optimisers.pool({"4.3-ends": ends, "4.3-additions": again, "4.3-sensitivity": other, "4.3-tuning": other})
+    table = optimisers.errors(pooled)
+    assert table.groupby("arm").size().to_dict() == {"a": 5, "b": 7, "c": 7}
+    assert len(pooled.runs) == 19 and pooled.profile == "quick" and pooled.source.count("made up") == 2
+    pd.testing.assert_frame_equal(table.loc["b"].loc[:4], optimisers.errors(ends).loc["b"])
+    assert optimisers.pool({"4.3-ends": None, "4.3-tuning": other}) is None
+
+
+def verdict_of(levels, name, **options):
+    table = hypotheses.verdicts(record_of(levels, **options), {}).set_index("hypothesis")
+    return tuple(table.loc[name, ["verdict", "against 0", "note"]])
+
+
+@pytest.mark.parametrize(
+    ("a", "spread", "expected"),
+    [
+        (-0.2, 0.001, ("confirmed", "better", "")),  # 18 %
+        (-0.5, 0.001, ("confirmed", "better", "more than expected")),
+        (-0.1, 0.001, ("refuted", "better", "")),
+        (+0.1, 0.001, ("refuted", "worse", "")),
+        (-0.2, 0.3, ("not resolved", "not resolved", "")),
+        (-0.2, 0.04, ("not resolved", "better", "")),
+    ],
+)
+def test_verdict_compares_the_interval_with_what_was_promised(a, spread, expected):
+    assert verdict_of({"stage1-onecycle": a, "stage1-adam": 0}, "H1, as specified", spread=spread) == expected
+
+
+def test_verdict_on_an_arm_that_was_not_run_is_not_computed():
+    verdict, _, note = verdict_of({"stage1-onecycle": 0, "stage1-adam": 0}, "H8")
+    assert (verdict, note) == ("not computed", "an arm has no runs")
+    table = hypotheses.verdicts(record_of({"x": 0}), {})
+    assert (table["verdict"] == "not computed").all() and len(table) == len(hypotheses.HYPOTHESES)
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(0.8, "confirmed"), (1.2, "refuted")])
+def test_overfitting_is_judged_by_validation_over_training(factor, verdict):
+    levels = {"decay-schedule": -0.3 * (factor > 1), "stage1-onecycle": 0}  # the endpoint says the opposite
+    gap = {"decay-schedule": 1.1 * factor, "stage1-onecycle": 1.1}
+    record = record_of(levels, gap=gap)
+    ratio = optimisers.gaps(record, list(levels))
+    assert ratio["decay-schedule"].tolist() == pytest.approx([1.1 * factor] * 5)
+    gap["decay-schedule"] += 1e-9
+    assert verdict_of(levels, "H12", gap=gap)[0] == verdict
+
+
+@pytest.mark.parametrize(
+    ("difference", "spread", "verdict"),
+    [(0.01, 0.005, "confirmed"), (0.2, 0.005, "refuted"), (-0.2, 0.005, "refuted"), (0.0, 0.2, "not resolved")],
+)
+def test_equal_quality_is_a_test_of_equivalence(difference, spread, verdict):
+    levels, precision = {"stage1-onecycle": difference, "fp32": 0}, {"fp32": "fp32"}
+    assert verdict_of(levels, "H13, quality", spread=spread, precision=precision)[0] == verdict
+
+
+def test_equal_quality_needs_two_precisions():
+    verdict, _, note = verdict_of({"stage1-onecycle": 0, "fp32": 0}, "H13, quality", precision=dict.fromkeys(
+        ("stage1-onecycle", "fp32"), "fp32"))  # fmt: skip
+    assert verdict == "not computed" and "ran in fp32" in note
+
+
+# curves fall as exp(1.5 (1 - epoch / 10)): a factor of exp(-0.15) an epoch
+@pytest.mark.parametrize(("a", "verdict"), [(-0.3, "confirmed"), (-0.151, "refuted"), (0.3, "refuted")])
+def test_speed_is_judged_by_the_epochs_saved(a, verdict):
+    levels = {"stage1-onecycle": a, "stage1-adam": 0}
+    record = record_of(levels)
+    record.epochs["nrmse_mua"] /= record.epochs.groupby("seed")["nrmse_mua"].transform("min")  # seeds alike
+    target = 1.001 * np.exp(0.3 + 0.15 * 2 if a > 0 else 0.3 - a - 0.3)
+    found = speed.times(record, tuple(levels), target)
+    row = hypotheses.verdicts(record, {"as specified": target}).set_index("hypothesis").loc["H1, speed as specified"]
+    b, a = (int(found[arm].epochs[0]) for arm in ("stage1-adam", "stage1-onecycle"))
+    assert row["found, %"] == pytest.approx(100 * (1 - a / b)) and row["verdict"] == verdict
+    assert speed.ups(record, {"as specified": target})["speed-up"][0] == pytest.approx(b / a)
+
+
+def test_failed_run_never_reaches_the_target_and_stays_in_the_tables():
+    levels = {"stage1-onecycle": -0.3, "stage1-adam": 0.0}
+    record = record_of(levels, failed=[("stage1-adam", 1)])
+    lost = record.epochs[(record.epochs["arm"] != "stage1-adam") | (record.epochs["seed"] != 1)]
+    for run in (record, dataclasses.replace(record, epochs=lost)):  # half of its curve, or none
+        found = speed.times(run, tuple(levels), 1.01 * record.epochs["nrmse_mua"].max() / np.exp(1.35))
+        assert found["stage1-adam"].reached.tolist() == [True, False, True, True, True]
+        assert found["stage1-adam"].epochs[1] == EPOCHS
+    assert optimisers.ends(record)["failed"].tolist() == [1, 0]
+    assert optimisers.runs_of(record, ["stage1-adam"])["failed"].tolist().count("") == 4
+    assert optimisers.gaps(record, list(levels)).index.tolist() == [0, 2, 3, 4]
+    table = hypotheses.verdicts(record, {}).set_index("hypothesis")
+    assert table.loc["H1, as specified", "failed"] == 1
+    assert "1 failed" in hypotheses.answer(table.reset_index())
+
+
+def test_targets_come_from_the_pilot_and_from_the_baseline():
+    record = record_of({"stage1-adam": 0.2, "stage1-onecycle": -1.0}, seeds=4, spread=0.1, failed=[("stage1-adam", 2)])
+    tuning = record_of({"tune-adam-constant-3": -0.5, "tune-adam-constant-4": -0.4, "tune-muon-0": -2.0}, seeds=1)
+    last = {run: rows["nrmse_mua"].iloc[-1] for run, rows in record.epochs.groupby(["arm", "seed"])}
+    found = speed.targets(record, tuning)
+    assert found["as specified"] == sorted(last["stage1-adam", s] for s in (0, 1, 3))[1]
+    assert found["tuned"] == tuning.epochs.loc[tuning.epochs["arm"] == "tune-adam-constant-3", "nrmse_mua"].min()
+    assert set(speed.targets(record, None)) == {"as specified"}
+    assert speed.targets(record_of({"x": 0}), None) == {}
+
+
+def test_survival_ends_at_the_share_that_missed_and_ticks_it():
+    record = record_of({"stage1-adam": 0.0, "stage1-onecycle": -1.0}, failed=[("stage1-adam", 0)])
+    table = speed.survival(record, {"as specified": 1e9})
+    assert table[table["arm"] == "stage1-adam"].iloc[-1][["share", "censored"]].tolist() == pytest.approx([0.2, 1])
+    assert table[table["arm"] == "stage1-onecycle"].iloc[-1]["share"] == 0
+
+
+def test_answer_puts_negative_results_first():
+    table = hypotheses.verdicts(
+        record_of({"stage1-onecycle": -0.5, "stage1-adam": 0, "progressive-specified": 0.1}, spread=0.001), {}
+    )
+    words = [line.split("**")[1].split(": ")[1] for line in hypotheses.answer(table).splitlines()]
+    assert words == sorted(words, key=hypotheses.ORDER.index) and set(words) == {"refuted", "not computed", "confirmed"}
+    assert len(words) == len(hypotheses.HYPOTHESES)
+
+
+def test_hypotheses_name_arms_and_recorded_studies():
+    assert {arm for h in hypotheses.HYPOTHESES for arm in (h.a, h.b)} <= set(arms.ARMS)
+    assert set(optimisers.STUDIES) <= set(arms.STUDIES)
+    assert set(optimisers.ERRORS.values()) <= set(results.COLUMNS)
+    recorded = {arm for name in optimisers.STUDIES for arm in arms.STUDIES[name].arms}
+    named = {*optimisers.ADDITIONS, *(arm for names in optimisers.ADDITIONS.values() for arm in names)}
+    named |= {arm for shares in optimisers.BUDGETS.values() for arm in shares.values()}
+    assert named | {arm for weights in factorial.weights().values() for arm in weights} <= recorded
+
+
+def test_plan_rests_on_no_result_and_on_the_studies_seeds():
+    plan = hypotheses.plan(64).set_index("hypothesis")
+    assert plan.loc[["H1, as specified", "H1, tuned"], "seeds"].tolist() == [10, 10]
+    assert plan.loc["H11, tuned", "seeds"] == 3
+    assert plan.loc["H1, tuned", "detectable, %"] == pytest.approx(9.0, abs=0.05)  # as results/PLAN.md has them
+    assert plan.loc["H11, tuned", "detectable, %"] == pytest.approx(20.5, abs=0.05)
+    assert plan["detectable, %"].isna().sum() == sum(h.of != "error" for h in hypotheses.HYPOTHESES)
+
+
+def test_tuning_chooses_the_lowest_last_error_and_flags_the_edge():
+    levels = dict.fromkeys(arms.TUNING["muon"], 0.0) | {"tune-muon-5": -0.1, "tune-muon-2": -9.0}
+    highest = int(np.argmax([point["lr"] for point in arms.points("muon")]))
+    levels |= dict.fromkeys(arms.TUNING["adam-cosine"], -0.5) | {f"tune-adam-cosine-{highest}": -0.6}
+    table = optimisers.tuning_points(record_of(levels, seeds=1, failed=[("tune-muon-2", 0)]))
+    chosen = table[table["chosen"]].set_index("arm")
+    assert chosen["lr"].to_dict() == {"muon": arms.points("muon")[5]["lr"], "adam-cosine": table["lr"].max()}
+    assert chosen["edge"].to_dict() == {"muon": highest == 5, "adam-cosine": True}
+    assert table.loc[table["arm"] == "muon", "failed"].tolist().count("") == 7
+    assert (table.loc[table["arm"] == "adamw-cosine", "failed"] == "no run").all()
+
+
+def test_sensitivity_has_the_recipe_as_base_of_every_panel():
+    study = arms.STUDIES["4.3-sensitivity"].arms
+    table = optimisers.sensitivity_runs(record_of({arm: i / 10 for i, arm in enumerate(study)}, seeds=2))
+    recipe = arms.arm("stage1-onecycle", "quick").optim
+    base = table[table["base"]].drop_duplicates("setting")["value_of"].tolist()
+    assert base == [recipe.betas[1], recipe.lr, recipe.warmup, recipe.weight_decay]
+    assert table.groupby("setting")["value_of"].nunique().tolist() == [4, 5, 4, 4]
+    for _, row in table[~table["base"]].iterrows():
+        optim = arms.arm(row["arm"], "quick").optim
+        assert row["value_of"] in (optim.betas[1], optim.lr, optim.warmup, optim.weight_decay)
+    assert table["value"].nunique() == 2 * len(study)
+
+
+def test_budgets_compare_at_equal_shares_of_the_epochs():
+    names = [arm for shares in optimisers.BUDGETS.values() for arm in shares.values()]
+    table = optimisers.budgets(record_of({arm: -i / 10 for i, arm in enumerate(names)}))
+    assert np.log1p(table["effect"] / 100).tolist() == pytest.approx([-0.3, -0.3, -0.4])
+    more = record_of(dict.fromkeys(names, 0.0), seeds=7)
+    fewer = (more.metrics["arm"] == names[0]) & (more.metrics["seed"] > 4)
+    runs = optimisers.budget_runs(dataclasses.replace(more, metrics=more.metrics[~fewer]))
+    assert runs.groupby(["optimiser", "budget"]).size().tolist() == [5] * 7
+    for name, shares in optimisers.BUDGETS.items():
+        full = arms.arm(shares[100], "full").training.epochs
+        assert [arms.arm(arm, "full").training.epochs for arm in shares.values()] == [
+            full * s // 100 for s in shares
+        ], name
+
+
+def test_additions_meet_their_own_reference():
+    names = {*optimisers.ADDITIONS, *sum(optimisers.ADDITIONS.values(), ())}
+    levels = {arm: i / 10 for i, arm in enumerate(sorted(names))}
+    gap = {"muon": 1.3}
+    table = optimisers.additions(record_of(levels, gap=gap)).set_index("label")
+    for b, members in optimisers.ADDITIONS.items():
+        for a in members:
+            assert np.log1p(table.loc[a, "effect"] / 100) == pytest.approx(levels[a] - levels[b])
+    assert table.loc["muon", "gap, %"] == pytest.approx(30) and (table["samples seen"] == 8192).all()
+    assert (table["standing"] == "exploratory").all()
+
+
+def test_one_cycle_overwrites_beta1_and_ends_where_it_should():
+    facts = schedules.facts(schedules.table(schedules.drawn())).set_index("arm")
+    recipe = config.ONECYCLE
+    assert facts.loc["stage1-onecycle", ["lowest beta1", "highest beta1"]].tolist() == pytest.approx([0.85, 0.95])
+    assert facts.loc["adamw-onecycle", ["lowest beta1", "highest beta1"]].tolist() == [0.9, 0.9]
+    assert facts.loc["stage1-onecycle", "last lr"] == pytest.approx(recipe.lr / recipe.div / recipe.final_div)
+    assert facts.loc["progressive-specified", "mean / highest"] == pytest.approx(0.3 + 0.5 / 2 + 0.2 / 10)
+    assert facts.loc["decay-schedule", ["first decay", "last decay"]].tolist() == pytest.approx([5e-4, 1e-5])
+    assert facts.loc[["stage1-adam", "adamw-constant"], "mean / highest"].tolist() == pytest.approx([1, 1])
+
+
+def test_page_without_a_record_or_an_arm_is_one_line(tmp_path):
+    book = report.Book("4.3", "smoke", tmp_path)
+    line = chapter.Page(book, None).show(optimisers.ends, "ends", "C.")
+    assert "not computed" in line and line._repr_markdown_() == line and "\n" not in line
+    page = chapter.Page(book, record_of({"a": 0}))
+    assert "not computed" in page.show(optimisers.ends, "ends", "C.", ["stage1-adam"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_page_writes_under_the_profile_of_the_record(tmp_path):
+    record = record_of({"a": 0, "b": -1}, seeds=4, profile="quick")
+    extra = record_of({"c": 0}, seeds=6)
+    page = chapter.Page(report.Book("4.3", "smoke", tmp_path), optimisers.pool({"x": record, "y": extra}))
+    pairs = [optimisers.Pair("", "b", "a")]
+    made = page.show(lambda r: optimisers.shown(optimisers.contrasts(r, pairs)), "pairs", "C.", ["a", "b"])
+    (sidecar,) = report.sidecars(tmp_path)
+    assert (sidecar["profile"], sidecar["n"]) == ("quick", "8 phantoms, 4 seeds")
+    assert page.n() == "8 phantoms, 4-6 seeds"
+    assert made["effect, %"].tolist() == pytest.approx([percent(-1)])
+
+
+def test_failed_runs_are_named_with_their_reason():
+    evidence = {"x": record_of({"a": 0, "b": 0}, failed=[("b", 3)]), "y": None}
+    assert chapter.failures(evidence).to_numpy().tolist() == [["x", "b", 3, "non-finite loss at step 7"]]
+    found = chapter.found(evidence).set_index("study")
+    assert found["failed"].tolist() == [1, 0] and found.loc["y", "from"] == "not computed"
+    assert chapter.failures({"y": None}).empty

@@ -1,0 +1,272 @@
+"""Recorded studies: what is read back says what was recorded, or is refused; which source is taken."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import histories
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats as scipy_stats
+from tiny import Inline
+
+from dotlib import arms, comparison, config, machine, results, study, trainer
+from dotlib.config import ConfigError
+from dotlib.results import ResultsError
+
+ERRORS = {"nrmse mua": ("nrmse", "mua"), "nrmse musp": ("nrmse", "musp"), "legacy RMSE": ("legacy_rmse", "")}
+PAIRS = [("stage1-onecycle", "stage1-adam"), ("legacy-adam", "stage1-adam")]
+ARMS = ("stage1-onecycle", "stage1-adam", "legacy-adam")
+LINE = "epoch 1, step 3: loss nan, gradient norm inf, learning rate 0.003"
+STUDY = "4.2-baseline"
+FILES = ("metrics.csv", "epochs.csv", "runs.csv", "about.json")
+
+
+def run_of(arm, seed, **options):
+    return histories.made_up(arms.arm(arm, "smoke", seed), **options)
+
+
+@pytest.fixture
+def found():
+    """Three arms, four seeds; one run failed in its second epoch, another in its first."""
+    runs = {(arm, seed): run_of(arm, seed) for arm in ARMS for seed in range(4)}
+    runs["legacy-adam", 1] = run_of("legacy-adam", 1, curve=[0.7], failed=LINE)
+    runs["legacy-adam", 3] = run_of("legacy-adam", 3, failed="epoch 0, step 0: loss nan")
+    return results.record(runs, "smoke")
+
+
+@pytest.fixture
+def folder(found, tmp_path):
+    results.save(found, tmp_path / "results" / STUDY)
+    return tmp_path / "results" / STUDY
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_record_says_the_same_after_the_trip(found, folder):
+    loaded = results.load(folder)
+    a, b = (comparison.contrasts(r.metrics, PAIRS, ERRORS) for r in (found, loaded))
+    for column, tolerance in (
+        ("effect, %", 1e-3),
+        ("sd of log", 1e-5),
+        ("Cohen dz", 1e-3),
+        ("p", 1e-4),
+        ("Holm p", 1e-4),
+    ):
+        assert b[column].tolist() == pytest.approx(a[column].tolist(), rel=0, abs=tolerance, nan_ok=True), column
+    texts = ["contrast", "error", "lower in", "verdict"]
+    assert b[texts].equals(a[texts])
+    assert (loaded.profile, loaded.seeds, loaded.source) == ("smoke", 4, f"results/{STUDY}")
+    assert loaded.provenance == found.provenance
+
+
+def test_loaded_contrast_is_that_of_the_histories(folder):
+    """Paired t over seeds, of the numbers that the runs gave."""
+    runs = {(arm, seed): run_of(arm, seed) for arm in ARMS[:2] for seed in range(4)}
+    table = comparison.contrasts(results.load(folder).metrics, PAIRS[:1], {"nrmse mua": ("nrmse", "mua")})
+    logs = {arm: [] for arm in ARMS[:2]}
+    for (arm, _), h in runs.items():
+        values = h.metrics.set_index(["metric", "channel", "checkpoint"]).sort_index()["value"]
+        logs[arm].append(np.log(values["nrmse", "mua", "last"]).mean())
+    expected = scipy_stats.ttest_rel(logs["stage1-onecycle"], logs["stage1-adam"])
+    assert table["p"].item() == pytest.approx(expected.pvalue, rel=1e-4)
+
+
+def test_tables_are_those_that_were_recorded(found, folder):
+    loaded = results.load(folder)
+    keys = ["arm", "seed", "checkpoint", "metric", "channel", "phantom"]
+    kept = found.metrics.merge(loaded.metrics, on=keys, how="right", suffixes=("", " loaded"))
+    assert len(kept) == len(loaded.metrics) == 3 * 4 * 2 * 3 * histories.PHANTOMS  # arms, seeds, checkpoints, errors
+    assert kept["value loaded"].tolist() == pytest.approx(kept["value"].tolist(), rel=1e-5)
+    pd.testing.assert_frame_equal(loaded.epochs, found.epochs[loaded.epochs.columns.tolist()], rtol=1e-5)
+    pd.testing.assert_frame_equal(loaded.runs, found.runs, rtol=1e-5)
+
+
+def test_failed_runs_survive_the_trip(found, folder):
+    loaded = results.load(folder)
+    failed = loaded.runs[loaded.runs.failed != ""]
+    assert list(zip(failed.arm, failed.seed, failed.failed, strict=True)) == [
+        ("legacy-adam", 1, LINE),
+        ("legacy-adam", 3, "epoch 0, step 0: loss nan"),
+    ]
+    assert loaded.runs.steps.tolist() == [4, 4, 4, 4] * 2 + [4, 4, 4, 2]
+    lengths = loaded.epochs.groupby(["arm", "seed"]).size()
+    assert lengths["legacy-adam", 1] == 1 and ("legacy-adam", 3) not in lengths and lengths["legacy-adam", 0] == 2
+    nrmse = loaded.metrics[(loaded.metrics.metric == "nrmse") & (loaded.metrics.checkpoint == "last")]
+    worst = nrmse.groupby(["channel", "phantom"])["value"].max()
+    for seed in (1, 3):
+        rows = nrmse[(nrmse.arm == "legacy-adam") & (nrmse.seed == seed)].set_index(["channel", "phantom"])["value"]
+        assert rows.sort_index().equals(worst.sort_index())
+
+
+def test_bytes_are_the_same_when_saved_again(found, folder, tmp_path):
+    results.save(found, tmp_path / "twice")
+    results.save(results.load(folder), tmp_path / "loaded")
+    assert contents(folder) == contents(tmp_path / "twice") == contents(tmp_path / "loaded")
+    assert set(contents(folder)) == set(FILES)
+
+
+def test_saving_replaces_what_was_there(found, folder):
+    fewer = found.runs[found.runs.seed < 2]
+    results.save(dataclasses.replace(found, runs=fewer), folder)
+    assert len(results.load(folder).runs) == 6
+
+
+def test_files_are_plain_tables_without_a_path_of_this_machine(folder, tmp_path):
+    for name, content in contents(folder).items():
+        text = content.decode("utf-8")
+        assert not any(str(path) in text for path in (tmp_path, Path.home(), Path(__file__).parents[1]))
+        assert "\r" not in text and text.endswith("\n")
+        if name.endswith(".csv"):
+            head, *rows = csv.reader(text.splitlines())
+            assert rows and {len(row) for row in rows} == {len(head)} and len(set(head)) == len(head)
+
+
+def test_size_is_a_few_kilobytes_a_run(tmp_path):
+    """At the recorded size: 64 test phantoms, 32 epochs."""
+    made = {
+        ("stage1-adam", seed): histories.made_up(arms.arm("stage1-adam", "quick", seed), phantoms=64)
+        for seed in range(5)
+    }
+    results.save(results.record(made, "quick"), tmp_path / "five")
+    size = sum(map(len, contents(tmp_path / "five").values())) / 5
+    assert 1000 < size < 8000
+
+
+def cut(folder, name, length):
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:length])
+
+
+def about(folder, **changes):
+    path = folder / "about.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def digit(folder, name):
+    text = (folder / name).read_text()
+    last = max(i for i, letter in enumerate(text) if letter.isdigit())
+    (folder / name).write_text(text[:last] + str((int(text[last]) + 1) % 10) + text[last + 1 :])
+
+
+FAULTS = {
+    **{f"{name} missing": (lambda folder, name=name: (folder / name).unlink(), name) for name in FILES},
+    **{f"{name} cut": (lambda folder, name=name: cut(folder, name, 100), name) for name in FILES[:3]},
+    **{f"{name} empty": (lambda folder, name=name: cut(folder, name, 0), name) for name in FILES[:3]},
+    **{f"a digit of {name}": (lambda folder, name=name: digit(folder, name), name) for name in FILES[:3]},
+    "csv no text": (lambda folder: (folder / "runs.csv").write_bytes(b"\xff\xfe"), "decode"),
+    "about cut": (lambda folder: cut(folder, "about.json", 20), "line 2"),
+    "about empty": (lambda folder: cut(folder, "about.json", 0), "Expecting value"),
+    "about a list": (lambda folder: (folder / "about.json").write_text("[]"), "is missing"),
+    "about a number": (lambda folder: (folder / "about.json").write_text("3"), ""),
+    "about without tables": (lambda folder: (folder / "about.json").write_text('{"profile": "smoke"}'), "is missing"),
+    "unknown profile": (lambda folder: about(folder, profile="large"), "'smoke', 'quick' or 'full'"),
+    "another profile": (lambda folder: about(folder, profile="quick"), "another base configuration than profile quick"),
+    "a table unknown": (lambda folder: about(folder, tables={}), "metrics.csv, epochs.csv, runs.csv"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_damaged_record_is_one_line(folder, fault):
+    damage, part = FAULTS[fault]
+    damage(folder)
+    with pytest.raises(ResultsError) as error:
+        results.load(folder)
+    line = str(error.value)
+    assert "\n" not in line and line.startswith(f"{folder}: ") and part in line
+    assert isinstance(error.value, ValueError)
+
+
+def test_record_of_another_base_configuration_is_one_line(folder, monkeypatch):
+    size = config.PROFILES["smoke"]
+    other = dataclasses.replace(size, base=config.replace(size.base, {"model.width": 6}))
+    monkeypatch.setitem(config.PROFILES, "smoke", other)
+    with pytest.raises(ResultsError, match=r"recorded with another base configuration than profile smoke has$"):
+        results.load(folder)
+
+
+def test_digests_that_look_like_numbers_stay_text(folder):
+    assert set(results.load(folder).runs["data"]) == {"000012345678"}
+    assert set(results.load(folder).runs["code"]) == {"12345e678901"}
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A store of made-up runs; `store.fill(seeds)` computes those of the study."""
+    monkeypatch.setattr(trainer, "fit", histories.fit)
+    monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
+    path = tmp_path / "runs"
+    path.mkdir()
+    return path
+
+
+def fill(store, seeds, but=0):
+    for run in list(study.members(STUDY, "smoke", seeds, store).values())[but:]:
+        run.result()
+
+
+def taken(store, folder, seeds=2, name=STUDY, profile="smoke"):
+    return results.evidence(name, profile, seeds, store, folder.parent)
+
+
+def test_complete_store_comes_first(store, folder):
+    fill(store, 2)
+    found = taken(store, folder)
+    assert found.source == "runs/" and found.seeds == 2 and set(found.runs.arm) == set(arms.STUDIES[STUDY].arms)
+
+
+def test_results_stand_in_for_missing_runs(store, folder, nothing_computes):
+    assert taken(store, folder).source == f"results/{STUDY}"
+
+
+def test_results_stand_in_for_one_missing_run(store, folder):
+    fill(store, 2, but=1)
+    assert taken(store, folder).source == f"results/{STUDY}"
+
+
+def test_without_either_there_is_none(store, tmp_path, nothing_computes):
+    assert taken(store, tmp_path / "empty" / STUDY) is None
+    assert taken(store, tmp_path / "empty" / STUDY, name="4.3-factorial") is None  # its tuning is not computed
+    assert taken(store, tmp_path / "empty" / STUDY, name="4.3-additions") is None  # nor does it fit
+
+
+def test_study_that_is_not_tuned_here_comes_from_results(store, found, tmp_path, nothing_computes):
+    results.save(found, tmp_path / "results" / "4.3-factorial")
+    there = tmp_path / "results" / "4.3-factorial"
+    assert taken(store, there, name="4.3-factorial").source == "results/4.3-factorial"
+
+
+def test_damaged_results_are_no_missing_ones(store, folder, nothing_computes):
+    (folder / "runs.csv").unlink()
+    with pytest.raises(ResultsError):
+        taken(store, folder)
+
+
+def test_evidence_of_an_unknown_study_is_one_line(store, folder):
+    with pytest.raises(ConfigError, match=r"^unknown study '4\.9'; accepted: 4\.2-baseline"):
+        taken(store, folder, name="4.9")
+
+
+@pytest.mark.parametrize(
+    ("name", "tuned", "expected"),
+    [(STUDY, False, [STUDY]), ("4.3-ends", False, ["4.3-tuning", "4.3-ends"]), ("4.3-ends", True, ["4.3-ends"])],
+)
+def test_full_profile_is_computed_on_a_gpu_after_its_tuning(store, folder, monkeypatch, name, tuned, expected):
+    asked = []
+
+    def computed(name, profile, seeds, store):
+        asked.append(name)
+        return {(arm, 0): run_of(arm, 0) for arm in ARMS}
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine, "precision", lambda wanted, on: torch.float32)
+    monkeypatch.setattr(study, "results", computed)
+    if tuned:
+        monkeypatch.setattr(study, "tuned", lambda candidate, profile, store: arms.ADAM)
+    assert taken(store, folder, 1, name, "full").source == "runs/"
+    assert asked == expected
