@@ -26,6 +26,8 @@ class Journal:
         self.steps: list[tuple] = []
         self.micro: int | None = None
         self.saved, self.wait, self.best = time.perf_counter(), save_every, None
+        for part in folder.glob(".*.pt.*"):  # of a run that was killed while it saved
+            part.unlink()
         if (path := folder / "last.pt").exists():
             state = checkpoint.load(path, config.digest(), on)
             for name, part in parts.items():

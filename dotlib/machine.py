@@ -38,6 +38,7 @@ def compiled(model: nn.Module, wanted: str, on: str, attempt: Callable[[Callable
     mode = {"auto": "default" if on == "cuda" else "off"}.get(wanted, wanted)
     if mode == "off":
         return model, mode
+    torch.compiler.reset()  # after a few variants a process would compile no further one, and not fail either
     forward = torch.compile(model, mode=MODES[mode], dynamic=False)
     try:
         attempt(forward)

@@ -40,6 +40,9 @@ def plan(
 
         if on == "cuda" or automatic:
             micro = settle(lambda n: attempt(model, n), training.batch, micro, automatic)
+        if wanted == "graphs" and micro < training.batch:  # a replay overwrites the gradients it should add to
+            print("dotlib: no CUDA graphs where gradients of micro-batches add up; compiled without", file=sys.stderr)
+            wanted = "default"
         forward, how = machine.compiled(model, wanted, on, lambda forward: attempt(forward, micro))
     return forward, how, micro
 

@@ -74,3 +74,20 @@ def test_file_size_limit_leaves_the_checkpoint_before(tmp_path, reference, morta
     assert process.exitcode == 3
     assert len(checkpoint.load(tmp_path / "last.pt", c.digest())["epochs"]) == 2
     assert_same_run((c, tmp_path, trainer.fit(c, tmp_path)), expected)
+
+
+def die_while_saving(c, folder):
+    torch.set_num_threads(1)
+    os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+    trainer.fit(c, folder)
+
+
+def test_killed_saves_leave_nothing_once_the_run_has_ended(tmp_path, mortal):
+    """Else each kill costs the disk a checkpoint."""
+    c = RUNS[NAME]
+    process = mortal(target=die_while_saving, args=(c, tmp_path))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL and list(tmp_path.glob(".best.pt.*"))
+    trainer.fit(c, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt", "progress.json"]

@@ -86,6 +86,20 @@ def test_compilation_is_automatic_on_cuda_only(monkeypatch, wanted, on, how):
     assert (found, len(calls)) == ((how, 0) if how else ("default", 1))
 
 
+def test_every_run_of_a_process_is_compiled(monkeypatch):
+    """Past dynamo's limit of variants it would go on uncompiled, and say nothing that a run could record."""
+    plain, calls = torch.compile, []
+
+    def counting(graph, inputs):
+        return lambda *arguments: calls.append(1) or graph.forward(*arguments)
+
+    monkeypatch.setattr(torch, "compile", lambda model, mode, **options: plain(model, backend=counting, **options))
+    variants = torch._dynamo.config.recompile_limit + 2
+    for n in range(2, 2 + variants):
+        machine.compiled(nn.Linear(2, 2), "default", "cpu", lambda forward, n=n: forward(torch.ones(n, 2)))
+    assert len(calls) == variants
+
+
 @pytest.mark.slow
 def test_compiled_run_follows_the_plain_one(tmp_path, monkeypatch):
     """On this machine's own compiler; the steps' order of sums is another."""

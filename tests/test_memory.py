@@ -8,7 +8,7 @@ import torch
 from tiny import assert_same_weights, tiny, weights
 from torch import nn
 
-from dotlib import evaluation, losses, memory, trainer
+from dotlib import evaluation, losses, machine, memory, trainer
 from dotlib.models import autoencoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -161,3 +161,12 @@ def test_continued_run_keeps_its_micro_batch(tmp_path, monkeypatch):
         out_of_memory_above(patch, 4)
         trainer.fit(c, tmp_path, report=stop, save_every=0)
     assert trainer.fit(c, tmp_path).info["micro"] == 4
+
+
+@pytest.mark.parametrize(("micro", "expected"), [(4, "default"), (8, "graphs"), (None, "graphs")])
+def test_cuda_graphs_are_not_used_where_gradients_add_up(monkeypatch, capsys, micro, expected):
+    """A graph's replay overwrites the gradients of the micro-batch before it."""
+    monkeypatch.setattr(machine, "compiled", lambda model, wanted, *rest: (model, wanted))
+    training = tiny(training__compile="graphs", training__micro=micro).training
+    assert memory.plan(nn.Linear(1, 1), training, "cpu", None, None)[1] == expected
+    assert capsys.readouterr().err.count("\n") == (expected == "default")

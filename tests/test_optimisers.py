@@ -237,6 +237,13 @@ def test_failed_run_never_reaches_the_target_and_stays_in_the_tables():
     assert "1 failed" in hypotheses.answer(table.reset_index())
 
 
+def test_failed_run_of_an_unpaired_seed_is_not_counted_with_the_contrast():
+    record = record_of({"stage1-onecycle": -0.3, "stage1-onecycle-50": 0.0}, failed=[("stage1-onecycle", 3)])
+    few = [frame[(frame["arm"] == "stage1-onecycle") | (frame["seed"] < 3)] for frame in (record.metrics, record.runs)]
+    found = hypotheses.verdicts(dataclasses.replace(record, metrics=few[0], runs=few[1]), {}).set_index("hypothesis")
+    assert found.loc["H10", ["seeds", "failed"]].tolist() == [3, 0]
+
+
 def test_targets_come_from_the_pilot_and_from_the_baseline():
     record = record_of({"stage1-adam": 0.2, "stage1-onecycle": -1.0}, seeds=4, spread=0.1, failed=[("stage1-adam", 2)])
     tuning = record_of({"tune-adam-constant-3": -0.5, "tune-adam-constant-4": -0.4, "tune-muon-0": -2.0}, seeds=1)
@@ -245,6 +252,7 @@ def test_targets_come_from_the_pilot_and_from_the_baseline():
     assert found["as specified"] == sorted(last["stage1-adam", s] for s in (0, 1, 3))[1]
     assert found["tuned"] == tuning.epochs.loc[tuning.epochs["arm"] == "tune-adam-constant-3", "nrmse_mua"].min()
     assert set(speed.targets(record, None)) == {"as specified"}
+    assert set(speed.targets(record, dataclasses.replace(tuning, profile="full"))) == {"as specified"}
     assert speed.targets(record_of({"x": 0}), None) == {}
 
 
@@ -259,7 +267,9 @@ def test_answer_puts_negative_results_first():
     table = hypotheses.verdicts(
         record_of({"stage1-onecycle": -0.5, "stage1-adam": 0, "progressive-specified": 0.1}, spread=0.001), {}
     )
-    words = [line.split("**")[1].split(": ")[1] for line in hypotheses.answer(table).splitlines()]
+    answer = hypotheses.answer(table)
+    words = [line.split("**")[1].split(": ")[1] for line in answer.splitlines()]
+    assert "nan" not in answer and "confirmed** (primary, 5 seeds; more than expected)" in answer
     assert words == sorted(words, key=hypotheses.ORDER.index) and set(words) == {"refuted", "not computed", "confirmed"}
     assert len(words) == len(hypotheses.HYPOTHESES)
 
@@ -364,7 +374,15 @@ def test_page_writes_under_the_profile_of_the_record(tmp_path):
     (sidecar,) = report.sidecars(tmp_path)
     assert (sidecar["profile"], sidecar["n"]) == ("quick", "8 phantoms, 4 seeds")
     assert page.n() == "8 phantoms, 4-6 seeds"
-    assert made["effect, %"].tolist() == pytest.approx([percent(-1)])
+    assert made.data["effect, %"].tolist() == pytest.approx([percent(-1)])
+    assert made.caption == "Task: autoencode; profile: quick; n = 8 phantoms, 4 seeds." == page.scope(["a", "b"])
+    assert page.say(lambda r: "Better.") == f"{page.scope()}\n\nBetter."
+
+
+def test_page_shows_texts_whole_and_gaps_as_dashes():
+    line = "non-finite loss at step 7, " * 9
+    shown = chapter.readable(pd.DataFrame({"failed": [line], "effect": [np.nan], "p": [1.23456e-8]})).to_html()
+    assert line in shown and "--" in shown and "1.23e-08" in shown
 
 
 def test_failed_runs_are_named_with_their_reason():

@@ -38,6 +38,14 @@ def test_segments_are_the_times_end_to_end():
     assert [text.get_text() for text in figure.axes[0].texts] == ["66%", "33%"]
 
 
+def test_a_negative_rest_has_no_segment_and_keeps_its_name():
+    times = pd.DataFrame({"class": ["linear", "unaccounted"], "seconds": [0.22, -0.02]})
+    figure = plots_efficiency.stacked(times, "ms")
+    assert [bar.get_width() for bar in figure.axes[0].patches] == pytest.approx([220, 0])
+    assert figure.axes[0].get_xlim() == pytest.approx((0, 220))
+    assert figure.legends[0].get_texts()[1].get_text() == "unaccounted, -10.0%"
+
+
 def test_a_class_has_its_colour_in_every_picture():
     def color(names):
         times = pd.DataFrame({"class": names, "seconds": [1.0] * len(names)})

@@ -39,7 +39,10 @@ def ways(table: pd.DataFrame) -> Figure:
 
 
 def stacked(times: pd.DataFrame, label: str, by: str = "class") -> Figure:
-    """One bar of `seconds`, a segment for each name in the column `by`, its share written where it has room."""
+    """One bar of `seconds`, a segment for each name in the column `by`, its share written where it has room.
+
+    What is negative (more was accounted for than passed) is named with its share, and has no segment.
+    """
     total, start = times["seconds"].sum(), 0.0
     hues = sns.color_palette("colorblind", 10) + sns.color_palette("pastel", 10)
     known = {name: hues[i] for i, name in enumerate(CLASSES)}
@@ -48,11 +51,12 @@ def stacked(times: pd.DataFrame, label: str, by: str = "class") -> Figure:
         for i, (name, seconds) in enumerate(times[[by, "seconds"]].itertuples(index=False)):
             color = known.get(name, hues[i])
             share = f"{name}, {round(seconds / total, 3) + 0.0:.1%}"  # no minus before zero
+            seconds = max(seconds, 0.0)
             ax.barh(0, 1e3 * seconds, left=1e3 * start, color=color, label=share, height=0.7)
             if seconds > 0.05 * total:
                 ax.text(1e3 * (start + seconds / 2), 0, f"{seconds / total:.0%}", ha="center", va="center", size=8)
             start += seconds
-        ax.set(yticks=(), xlabel=label, xlim=(0, 1e3 * total))
+        ax.set(yticks=(), xlabel=label, xlim=(0, 1e3 * start))
         ax.spines["left"].set_visible(False)
         figure.legend(loc="outside upper center", ncols=3)
     return released(figure)

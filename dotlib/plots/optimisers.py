@@ -148,7 +148,7 @@ def survival(table: pd.DataFrame, label: str) -> Figure:
                 missed = rows[rows["censored"] > 0]
                 ax.plot(missed["time"], missed["share"], "|", color=f"C{i}", ms=9, mew=1.5)
             ax.set(title=title, xlabel=label, ylim=(-0.03, 1.05), xlim=(0, 1.02 * table["time"].max()))
-            ax.legend(loc="lower left", fontsize=7.5)
+            ax.legend(fontsize=7.5)
         axes[0, 0].set_ylabel("share of runs still above")
     return released(figure)
 
@@ -254,10 +254,10 @@ def _line(ax: Axes, x: pd.Series, rows: pd.DataFrame, shift: float = 0, **look) 
 
 
 def _dots(ax: Axes, x: pd.Series, y: pd.Series, failed: pd.Series, color: str) -> None:
-    """Runs as dots, failed ones as crosses at the top: their value says how bad the worst run was, not theirs."""
+    """Runs as dots, failed ones as crosses at the top, below each other: their value is the worst run's, not theirs."""
     x, y, failed = np.asarray(x, float), np.asarray(y, float), np.asarray(failed, bool)
     ax.plot(x[~failed], y[~failed], "o", color=color, ms=3.5, mew=0, alpha=0.8, zorder=2)
-    top = np.full(failed.sum(), 0.93)
+    top = 0.93 - 0.08 * pd.Series(x[failed]).groupby(x[failed]).cumcount().to_numpy()
     ax.plot(x[failed], top, "x", color=BAD, ms=5.5, mew=1.4, zorder=4, transform=ax.get_xaxis_transform())
 
 

@@ -135,8 +135,9 @@ def effect(table: pd.DataFrame, weights: Mapping[str, float], level: float = 0.9
 
 
 def failures(record, names: Iterable[str]) -> int:
-    """How many runs of these arms failed."""
-    return int((record.runs["arm"].isin(list(names)) & (record.runs["failed"] != "")).sum())
+    """How many runs of these arms failed, of the seeds that all of them have."""
+    runs = record.runs[record.runs["arm"].isin(list(names))]
+    return int((same_seeds(runs)["failed"] != "").sum())
 
 
 def contrasts(record, pairs: Sequence[Pair], column: Column = PRIMARY, level: float = 0.95) -> pd.DataFrame:

@@ -33,13 +33,13 @@ def targets(record, tuning) -> dict[str, float]:
     """The validation nrmse of mua to be reached, by pair of ends, as results/PLAN.md has it.
 
     As specified: what `stage1-adam` has at its end, median over seeds, for want of a pilot. Tuned: what the best tuning
-    run of `adam-constant` had at its end; without tuning there is none.
+    run of `adam-constant` had at its end; without tuning in the record's profile there is none.
     """
     (_, adam), (_, constant) = ENDS.values()
     good = record.runs[(record.runs["arm"] == adam) & (record.runs["failed"] == "")]
     last = curves(record, [adam]).sort_values("epoch").groupby("seed")["nrmse_mua"].last().reindex(good["seed"])
     found = {"as specified": last.median()}
-    if tuning is not None:
+    if tuning is not None and tuning.profile == record.profile:
         points = tuning_points(tuning)
         found["tuned"] = points.loc[points["chosen"] & (points["arm"] == constant), "error"].min()
     return {name: float(target) for name, target in found.items() if np.isfinite(target)}
