@@ -2,7 +2,7 @@
 
 The floors; imports point down only, and between modules of one floor only where `tests/test_project.py` lists them:
 
-0. `config`, `metrics`, `stats`, `stats_crossed`, `convergence`, `physics.green`, `workers`: definitions.
+0. `config`, `metrics`, `stats`, `stats_crossed`, `convergence`, `physics.green`, `provenance`, `workers`: definitions.
 1. `physics`, `data.phantoms`, `data.surface`, `data.probe`, `arms`, `losses`, `models`, `optim`: the parts. `physics`
    knows no anatomy and `phantoms` no light.
 2. the rest of `data`: a configuration's phantoms, readings, split and volumes; light and anatomy meet in `recording`.

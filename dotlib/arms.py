@@ -141,11 +141,20 @@ _ADDITIONS |= {
     "ema-onecycle": _varied("moving average of weights, over a tenth of the steps", training__ema=_averaging),
     "stopped": _varied("early stopping, patience 15 of 100 epochs", training__patience=_patience),
     "fp32": _varied("no mixed precision", training__precision="fp32"),
-} | {f"batch-{n}": _varied(f"batches of {n}, the same samples", training__batch=n) for n in (32, 48, 64)}
+} | {f"batch-{n}": _varied(f"batches of {n}, whole ones of as many epochs", training__batch=n) for n in (32, 48, 64)}
+
+
+def _budget(name: str, share: int) -> Arm:
+    """A baseline in a share of the epochs, in per cent; of a plateau rule the patience as well."""
+    changes = {**_BASELINES[name].changes, "training.epochs": _epochs(share / 100)}
+    if changes["optim"].schedule == "plateau":
+        factor, patience = changes["optim"].plateau
+        changes["optim.plateau"] = (factor, max(1, round(patience * share / 100)))
+    return Arm(changes, f"{name} in {share} % of the epochs")
+
+
 _BUDGETS = {
-    f"{name}-{share}": Arm(
-        {**_BASELINES[name].changes, "training.epochs": _epochs(share / 100)}, f"{name} in {share} % of the epochs"
-    )
+    f"{name}-{share}": _budget(name, share)
     for name, shares in {"stage1-adam": (25, 50), "stage1-onecycle": (25, 50, 75)}.items()
     for share in shares
 }
@@ -163,7 +172,7 @@ STUDIES: dict[str, Study] = {
     "4.3-ends": Study(_ENDS, 10),
     "4.3-factorial": Study((*FACTORIAL, "adam-constant-b95", "adamw-onecycle-momentum-b95"), 5),
     "4.3-additions": Study(
-        ("stage1-adam", "stage1-onecycle", "adamw-constant", "adamw-onecycle-momentum-b95", *_ADDITIONS, *_BUDGETS,
+        ("stage1-adam", "stage1-onecycle", "adamw-constant", "adamw-onecycle-momentum", *_ADDITIONS, *_BUDGETS,
          "schedule-free", "muon"), 3,
     ),
     "4.3-sensitivity": Study(("stage1-onecycle", *_SENSITIVITY), 3),

@@ -18,7 +18,7 @@ from .bench_rows import rate, row
 from .config import Profile
 from .data import phantoms
 from .evaluation import network
-from .sections.efficiency import naive_loop
+from .sections.naive import naive_loop
 from .sections.roofline import product_speed
 
 

@@ -56,6 +56,8 @@ def load(path: Path, config: str, device="cpu") -> dict[str, Any]:
     except (pickle.UnpicklingError, EOFError, OSError) as error:
         reason = (str(error).strip().splitlines() or ["empty"])[0]
         raise CheckpointError(f"{path}: refused ({reason[:80]}); remove it to start anew") from None
+    if not isinstance(record, dict) or not {"schema", "config", "state"} <= set(record):
+        raise CheckpointError(f"{path}: no checkpoint of dotlib; remove it to start anew")
     if record["schema"] != SCHEMA:
         raise CheckpointError(f"{path}: schema {record['schema']}, accepted: {SCHEMA}; remove it to start anew")
     if record["config"] != config:

@@ -124,8 +124,10 @@ class Optim(Frozen):
 
     @model_validator(mode="after")
     def _fits(self) -> Optim:
-        if self.name == "schedule-free" and self.schedule != "constant":
-            raise ValueError(f"schedule-free with schedule {self.schedule!r}: 'constant' is accepted")
+        if self.name == "schedule-free" and (self.schedule != "constant" or not self.betas[0]):
+            raise ValueError(
+                f"schedule-free with {self.schedule!r}, {self.betas}: 'constant', betas[0] > 0 are accepted"
+            )
         if self.final_decay and not self.weight_decay:
             raise ValueError("final_decay needs a positive weight_decay to start from")
         if abs(sum(share for share, _ in self.phases) - 1) > 1e-9:

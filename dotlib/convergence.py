@@ -80,6 +80,7 @@ def logrank(a: Times, b: Times) -> float:
 def speedup(a: Times, b: Times, level: float = 0.95) -> Speedup:
     """How many times fewer epochs arm a needs than arm b: geometric mean of b / a over paired seeds, Student's t.
 
+    A run that is first seen at the target after k epochs arrived in (k - 1, k]: the limits allow for that.
     Where only runs of b miss the target their epochs are too small, so mean and lower limit are bounds ('at least',
     upper limit infinite); only runs of a: 'at most', lower limit 0; runs of both: 'not resolved'.
     Raises ValueError on unequal numbers of runs.
@@ -89,10 +90,17 @@ def speedup(a: Times, b: Times, level: float = 0.95) -> Speedup:
     missed_a, missed_b = not a.reached.all(), not b.reached.all()
     if missed_a and missed_b:
         return Speedup(Interval(np.nan, 0.0, np.inf, len(a.epochs)), "not resolved")
-    log = seeds_interval(np.log(b.epochs) - np.log(a.epochs), level)
-    low, high = 0.0 if missed_a else float(np.exp(log.low)), np.inf if missed_b else float(np.exp(log.high))
+    centre = _limits(b.epochs, a.epochs, level)
+    low = 0.0 if missed_a or b.epochs.min() <= 1 else _limits(b.epochs - 1, a.epochs, level).low
+    high = np.inf if missed_b or a.epochs.min() <= 1 else _limits(b.epochs, a.epochs - 1, level).high
     reading = "at most" if missed_a else "at least" if missed_b else "measured"
-    return Speedup(Interval(float(np.exp(log.estimate)), low, high, log.n), reading)
+    return Speedup(Interval(centre.estimate, low, high, centre.n), reading)
+
+
+def _limits(b: np.ndarray, a: np.ndarray, level: float) -> Interval:
+    """Geometric mean of b / a over paired seeds with Student's interval."""
+    log = seeds_interval(np.log(b) - np.log(a), level)
+    return Interval(*(float(np.exp(x)) for x in log[:3]), log.n)
 
 
 def time_saved(ratio: Interval) -> Interval:

@@ -1,6 +1,7 @@
 """What a run has gone through: its epochs and steps, and the checkpoints that let it continue."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 from . import checkpoint
 from .config import Config
 
-SHARE = 100  # times what a checkpoint took is trained before the next
+SHARE, LONGEST = (
+    100,
+    300.0,
+)  # a checkpoint may take a hundredth of the time, but is not put off for longer than this (s)
 
 
 class Journal:
@@ -69,8 +73,14 @@ class Journal:
             state |= {"epochs": self.epochs, "steps": self.steps, "micro": self.micro}
             checkpoint.save(self.folder / "last.pt", state, digest)
             self.best, self.saved = None, time.perf_counter()
-            self.wait = max(self.save_every, SHARE * (self.saved - start)) if self.save_every else 0.0
+            slow = min(SHARE * (self.saved - start), LONGEST)
+            self.wait = max(self.save_every, slow) if self.save_every else 0.0
         self._progress(row)
+
+    def samples_per_second(self) -> float:
+        """Over the epochs that ended well; NaN before the first."""
+        seconds = sum(row["seconds"] for row in self.epochs)
+        return sum(row["samples"] for row in self.epochs) / seconds if seconds else math.nan
 
     def good(self) -> str:
         """The last good checkpoint, in words."""
@@ -80,10 +90,9 @@ class Journal:
         return f"last good checkpoint: epoch {len(checkpoint.load(path, self.config.digest())['epochs']) - 1}"
 
     def _progress(self, row: dict) -> None:
-        training, per_epoch = self.config.training, len(self.steps) // len(self.epochs)
-        line = {"epoch": row["epoch"] + 1, "epochs": training.epochs}
-        line |= {"samples_per_second": per_epoch * training.batch / row["seconds"]}
-        line |= {"seconds_left": (training.epochs - row["epoch"] - 1) * row["seconds"]}
+        epochs = self.config.training.epochs
+        line = {"epoch": row["epoch"] + 1, "epochs": epochs, "samples_per_second": row["samples"] / row["seconds"]}
+        line |= {"seconds_left": (epochs - row["epoch"] - 1) * row["seconds"]}
         checkpoint.write(self.folder / "progress.json", json.dumps(line).encode(), durable=False)
 
 

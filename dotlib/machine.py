@@ -1,17 +1,14 @@
 """The machine that a run is computed on: its device, arithmetic and versions."""
 
-import functools
-import hashlib
 import platform
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from importlib.metadata import version
 
-import numpy as np
 import torch
 from torch import nn
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MODES = {"default": None, "graphs": "reduce-overhead"}  # of torch.compile; the second with CUDA graphs
 
 
@@ -22,11 +19,33 @@ def device() -> str:
 def precision(wanted: str, on: str) -> torch.dtype:
     """bf16 where the machine multiplies it in hardware (`auto`), else fp32."""
     if wanted != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
+        return PRECISIONS[wanted]
     if on == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float32
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def named(dtype: torch.dtype) -> str:
+    """The name of a precision."""
+    return next(name for name, known in PRECISIONS.items() if known == dtype)
+
+
+def prepare(on: str, dtype: torch.dtype) -> None:
+    """Have cuDNN look for the fastest convolutions, and compute those of fp32 in fp32, not in TF32."""
+    if on == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = dtype != torch.float32
+
+
+def reset_peak(on: str) -> None:
+    if on == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_mb(on: str) -> float:
+    """The most that the allocator has held since `reset_peak`; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated() / 2**20 if on == "cuda" else 0.0
 
 
 def compiled(model: nn.Module, wanted: str, on: str, attempt: Callable[[Callable], None]) -> tuple[Callable, str]:
@@ -52,29 +71,11 @@ def compiled(model: nn.Module, wanted: str, on: str, attempt: Callable[[Callable
 
 
 def name(on: str) -> str:
-    return torch.cuda.get_device_name() if on == "cuda" else platform.processor() or platform.machine()
+    if on == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def versions() -> dict[str, str]:
-    return {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
-
-
-def commit(root: Path = Path(__file__).parents[1]) -> dict[str, str | bool | None]:
-    """The last commit of the code below `root`, and whether the code differs from it; unknown without git."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(root), *words, "--", "dotlib", "notebooks"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        found = git("log", "-1", "--format=%H")
-        return {"commit": found or "unknown", "dirty": bool(git("status", "--porcelain")) if found else None}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": "unknown", "dirty": None}
-
-
-@functools.cache
-def code_digest() -> str:
-    """Hash of the package's sources, recorded with each run."""
-    sources = sorted(Path(__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+    packages = {package: version(package) for package in ("numpy", "schedulefree")}
+    return {"torch": torch.__version__, "python": platform.python_version()} | packages

@@ -30,7 +30,8 @@ def plan(
     with trial(model):
         if micro is None and automatic:
             each = kept(lambda: loss_on(model, torch.arange(2, device=on)), model) / 2
-            fixed = WEIGHT * sum(p.numel() for p in model.parameters())
+            held = torch.cuda.memory_allocated() if on == "cuda" else 0  # the data, and the weights once
+            fixed = WEIGHT * sum(p.numel() for p in model.parameters()) + held
             micro = largest(training.batch, fixed, each, training.memory * 1e9)
         micro = micro or training.micro or training.batch
 

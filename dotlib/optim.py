@@ -28,7 +28,7 @@ def settings(config: Optim, step: int, steps: int, losses: Sequence[float] = ())
     One cycle (Smith & Topin 2019): a cosine from lr / div up to `lr` in the first `warmup` share, and down to lr / div
     / final_div; with `momentum` (low, high), beta1 runs the opposite way and replaces betas[0]. Cosine: a line up from
     lr / div, then the same way down. Progressive: the phases of the earlier work, each with its factor of `lr`.
-    Weight decay is constant, or falls geometrically to `final_decay`.
+    Schedule-free: a line up to `lr`, which stays. Weight decay is constant, or falls geometrically to `final_decay`.
     """
     lr, beta1, decay = config.lr, config.betas[0], config.weight_decay
     start, end = lr / config.div, lr / config.div / config.final_div
@@ -43,6 +43,8 @@ def settings(config: Optim, step: int, steps: int, losses: Sequence[float] = ())
         lr = start + (lr - start) * rise if step <= top else _cosine(lr, end, fall)
     elif config.schedule == "progressive":
         lr *= _phase(config.phases, step / steps)
+    elif config.name == "schedule-free":
+        lr *= min(1.0, (step + 1) / max(1, round(config.warmup * steps)))
     elif config.schedule == "plateau":
         lr *= config.plateau[0] ** reductions(losses, config.plateau[1])
     if config.final_decay:
@@ -91,8 +93,7 @@ def optimiser(model: nn.Module, config: Optim, steps: int):
         return Muon(model, config, spare)
     groups = _groups(model.parameters(), config.weight_decay, spare)
     if config.name == "schedule-free":
-        warmup = round(config.warmup * steps)
-        return schedulefree.AdamWScheduleFree(groups, warmup_steps=warmup, foreach=True, **options)
+        return schedulefree.AdamWScheduleFree(groups, foreach=True, **options)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name](groups, fused=True, **options)
 
 

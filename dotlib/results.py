@@ -100,7 +100,15 @@ def evidence(name: str, profile: str, seeds: int, store: Path, folder: Path) -> 
 
 
 def save(found: Record, folder: Path) -> None:
-    """Write metrics.csv (a column per phantom), epochs.csv, runs.csv and about.json, replacing what was there."""
+    """Write metrics.csv (a column per phantom), epochs.csv, runs.csv and about.json, replacing what was there.
+
+    Raises ResultsError where a larger record would be lost: one of a larger profile, or of more runs.
+    """
+    if (folder / "about.json").exists():
+        former, sizes = load(folder), list(configuration.PROFILES)
+        if (sizes.index(former.profile), len(former.runs)) > (sizes.index(found.profile), len(found.runs)):
+            held = f"{len(former.runs)} runs of profile {former.profile}"
+            raise ResultsError(f"{folder}: holds {held}; remove it to record {len(found.runs)} of {found.profile}")
     folder.mkdir(parents=True, exist_ok=True)
     kept = [found.metrics[(found.metrics["metric"] == m) & (found.metrics["channel"] == c)] for m, c in COLUMNS]
     wide = pd.concat(kept).pivot(index=KEYS, columns="phantom", values="value").reset_index()

@@ -1,7 +1,8 @@
 """Arm against arm where seeds and phantoms are both samples: crossed random effects of a log error.
 
 The differences of two arms' log errors, d = effect + seed + phantom + rest, one value a (seed, phantom): the quasi-F of
-Clark (1973) and Raaijmakers (1999); in radiology readers by cases (Hillis 2007).
+Clark (1973); in radiology readers by cases (Hillis 2007). Raaijmakers (1999) holds against it that matched items are
+fixed, and the test over seeds alone is the right one: then the claim is for these phantoms.
 """
 
 from typing import NamedTuple

@@ -24,9 +24,8 @@ from . import config as configuration
 from . import machine, tracking, trainer
 from .config import Config, ConfigError, Optim
 from .data import dataset
+from .provenance import code_digest, commit
 from .workers import cpu_cores, end_with_driver
-
-PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class StudyError(RuntimeError):
@@ -47,10 +46,10 @@ class Run(pydantic.BaseModel):
 
     @infra.apply
     def result(self) -> trainer.History:
-        """Train, or continue, and judge; a run that diverges is a result too."""
+        """Train, or continue, and judge; a run that diverges is a result too. `compute` keeps two drivers apart."""
         folder = self.folder()
-        facts = {"data": self.data, "code": machine.code_digest()} | machine.commit()
-        tracker = tracking.start(self.config, folder, facts | machine.versions())
+        facts = {"data": self.data, "code": code_digest()} | commit() | machine.versions()
+        tracker = tracking.start(self.config, folder, facts)
         try:
             return trainer.fit(self.config, folder, tracker=tracker)
         except trainer.DivergedError as error:
@@ -78,7 +77,7 @@ def runs(arms: Iterable[str], profile: str, seeds: int, store: Path, first: int 
             if config.training.micro == "auto":
                 raise ConfigError(f"arm {arm}: training.micro = 'auto' depends on the machine; a number is accepted")
             dtype = machine.precision(config.training.precision, machine.device())
-            config = configuration.replace(config, {"training.precision": PRECISIONS[dtype]})
+            config = configuration.replace(config, {"training.precision": machine.named(dtype)})
             wanted[arm, seed] = Run(config=config, data=keys(config.data), infra={"folder": store})
     return wanted
 
@@ -132,6 +131,7 @@ def compute(wanted: dict[tuple[str, int], Run]) -> None:
     missing = {key: wanted[key] for key in folders.values()}
     if not missing:
         return
+    tracking.resolved()  # refused here, once, rather than in every run
     for data in {run.config.data for run in missing.values()}:
         dataset.prepare(data)
     gpus, cores = torch.cuda.device_count(), cpu_cores()

@@ -65,6 +65,10 @@ class Tracker:
             self._messages.put(options)
             Thread(target=_feed, args=(self._messages, recorder.stdin), daemon=True).start()
 
+    def __bool__(self) -> bool:
+        """Whether anything is recorded; where not, nothing need be told."""
+        return self._recording()
+
     def epoch(self, row: Mapping[str, Any], steps: pd.DataFrame, slices: Mapping[str, np.ndarray]) -> None:
         """Hand over an epoch: its row, its steps (by global step number) and grey pictures (H, W), 0 black, 1 white."""
         if not self._recording():
@@ -106,12 +110,9 @@ def start(
     run. A continued run keeps its W&B run, and what was logged before is not logged again. Pictures are kept every
     `images_every` epochs, never at 0. Raises ConfigError for an unknown mode.
     """
-    mode = mode or os.environ.get("WANDB_MODE") or "offline"
-    if mode not in MODES:
-        raise ConfigError(f"W&B mode {mode!r}; accepted: {', '.join(MODES)}")
-    if mode == "disabled":
+    if (chosen := resolved(mode)) == "disabled":
         return Tracker()
-    options = _options(config, folder.resolve(), facts, mode)
+    options = _options(config, folder.resolve(), facts, chosen)
     environment = QUIET | {"WANDB_CACHE_DIR": str(Path(options["dir"], "wandb", "cache"))} | os.environ
     environment.pop("WANDB_SERVICE", None)  # that of a run which the user may have in this process
     try:
@@ -125,6 +126,14 @@ def start(
         warn(str(error))
         return Tracker()
     return Tracker(recorder, errors, options, images_every)
+
+
+def resolved(mode: str | None = None) -> str:
+    """Offline, unless `mode` or else $WANDB_MODE says otherwise. Raises ConfigError for an unknown mode."""
+    found = mode or os.environ.get("WANDB_MODE") or "offline"
+    if found not in MODES:
+        raise ConfigError(f"W&B mode {found!r}; accepted: {', '.join(MODES)}")
+    return found
 
 
 def run_id(config: Config, folder: Path) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from . import losses, machine, memory, metrics, optim
+from . import losses, machine, memory, metrics, optim, provenance
 from .config import Config
 from .data import dataset
 from .evaluation import CHANNELS, judge, mixed, network, predict, prepared, trained
@@ -26,7 +26,7 @@ from .monitor import Monitor
 
 LOGGED = ("loss", "gradient_norm", "scale")  # what every step leaves on the device
 STREAM = 3  # of random numbers, for the order; phantoms have 1, splits 2
-SAVE_EVERY = 10.0  # seconds between checkpoints at least: what a kill may cost
+SAVE_EVERY = 10.0  # seconds between checkpoints, at least
 CALIBRATION = 4  # batches for new batch statistics, under averaged weights
 
 
@@ -77,16 +77,15 @@ def fit(
     """Train one configuration, or continue it from `folder`, and judge it on its frozen test set.
 
     An epoch visits whole batches only, and is followed by a checkpoint `last.pt` (and `best.pt` by validation loss)
-    where `save_every` seconds have passed; a run that was killed continues from there and ends with the same bits, on
-    one CPU machine. `report` and `tracker` are told of each epoch. Raises DivergedError, naming the step, when a loss
-    or a gradient is not finite: no step is taken with it, and the checkpoints are those of good epochs. In fp16 a
-    gradient may overflow: its step is skipped, and the loss scale halved.
+    where `save_every` seconds have passed, or more where saving is slow; a run that was killed continues from there and
+    ends with the same bits, on one CPU machine. `report` and `tracker` are told of each epoch. Raises DivergedError,
+    naming the step, when a loss or a gradient is not finite: no step is taken with it, and the checkpoints are those of
+    good epochs. In fp16 a gradient may overflow: its step is skipped, and the loss scale halved.
     """
     on = on or machine.device()
     folder.mkdir(parents=True, exist_ok=True)
-    if on == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     data, dtype = dataset.load(config.data), machine.precision(config.training.precision, on)
+    machine.prepare(on, dtype)
     train = data.volumes("train", on, torch.float16)
     validation, tissue = data.volumes("validation", on, torch.float16), data.tissue("validation", on)
     model = network(config, *dataset.standard(train)).to(on, memory_format=torch.channels_last_3d)
@@ -113,6 +112,7 @@ def fit(
     with Monitor(on) as monitor:
         while not journal.ended():
             epoch, start = len(journal.epochs), time.perf_counter()
+            machine.reset_peak(on)
             optim.train(opt, model)
             log, used = torch.zeros(per_epoch, len(LOGGED), device=on), []
             for i, chosen in enumerate(order(len(train), config.seed, epoch).to(on).split(batch)[:per_epoch]):
@@ -134,6 +134,7 @@ def fit(
                 used.append(now)
             moved = optim.update_ratio(before, model)
             log = log.cpu()  # the steps themselves wait for nothing, but for the scaler's
+            peak = machine.peak_mb(on)
             journal.steps += [(*logged, *now) for logged, now in zip(log.tolist(), used, strict=True)]
             loss, norm, scale = log.T
             bad = ~loss.isfinite() | (~norm.isfinite() & (scale <= 1))  # only a gradient that is scaled up may overflow
@@ -146,15 +147,15 @@ def fit(
                 _recalibrate(model, prepared(train[: CALIBRATION * batch]).split(batch), mixed(on, dtype))
             row = {"epoch": epoch, "train_loss": loss.mean().item()} | used[-1]._asdict()
             row |= {"skipped": int((~norm.isfinite()).sum()), "update_ratio": float(moved)}
-            row |= {"second_moment": float(optim.second_moment(opt))}
+            row |= {"second_moment": float(optim.second_moment(opt)), "gpu_peak_mb": peak}
             row |= validate(judged, validation, tissue, loss_of, dtype)
             if not math.isfinite(row["validation_loss"]):
                 raise _diverged(journal, epoch, f"validation loss {row['validation_loss']:g} after {what}", info)
-            row |= monitor.row() | {"seconds": time.perf_counter() - start}
-            journal.keep(row, judged)
-            if tracker:
+            row |= monitor.row() | {"samples": per_epoch * batch, "seconds": time.perf_counter() - start}
+            if tracker:  # before the checkpoint: what a kill in between repeats, the tracker knows already
                 first = epoch * per_epoch
                 tracker.epoch(row, _steps(journal.steps[first:], first), _slices(judged, validation[:1], dtype))
+            journal.keep(row, judged)
             if report:
                 report(row)
 
@@ -206,10 +207,10 @@ def _diverged(journal: Journal, epoch: int, what: str, info: dict) -> DivergedEr
 
 def _history(journal: Journal, table: pd.DataFrame, info: dict, failed: str = "") -> History:
     epochs, steps = pd.DataFrame(journal.epochs), _steps(journal.steps)
-    samples = len(steps) * journal.config.training.batch
-    info |= {"samples_seen": samples, "resident_mb": psutil.Process().memory_info().rss / 2**20}
-    info["samples_per_second"] = samples / sum(row["seconds"] for row in journal.epochs) if len(epochs) else math.nan
-    info["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else 0.0
+    info |= {"samples_seen": len(steps) * journal.config.training.batch}
+    info["samples_per_second"] = journal.samples_per_second()
+    info["resident_mb"] = psutil.Process().memory_info().rss / 2**20
+    info["gpu_peak_mb"] = max((row["gpu_peak_mb"] for row in journal.epochs), default=0.0)
     if len(steps):  # those of the last step that was taken
         info["optimiser"] |= optim.Settings(*journal.steps[-1][len(LOGGED) :])._asdict()
     return History(epochs, steps, table, info, failed)
@@ -229,7 +230,7 @@ def _info(config: Config, data: dataset.Dataset, model: nn.Module, on: str, dtyp
         "optimiser": {"name": config.optim.name, "beta2": config.optim.betas[1]},
         "precision": str(dtype).removeprefix("torch."),
         "device": machine.name(on),
-        "code": machine.code_digest(),
+        "code": provenance.code_digest(),
         "threads": torch.get_num_threads(),
         "versions": machine.versions(),
-    }
+    } | provenance.commit()

@@ -88,7 +88,7 @@ def test_config_is_frozen(model, field):
         ),
         (
             {"optim.name": "schedule-free"},
-            ("optim", "schedule-free with schedule 'onecycle'", "'constant' is accepted"),
+            ("optim", "schedule-free with 'onecycle'", "'constant', betas[0] > 0 are accepted"),
         ),
         ({"optim.final_decay": 0}, ("optim.final_decay", "greater than 0")),
         (

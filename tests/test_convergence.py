@@ -97,13 +97,19 @@ def test_logrank_agrees_with_lifelines():
 
 def test_speedup_is_the_paired_t_on_logarithms():
     a, b = np.array([10, 12, 9, 15]), np.array([14, 15, 13, 17])
-    expected = reference.ttest_rel(np.log(b), np.log(a))
     ratio, reading = convergence.speedup(arrivals(a), arrivals(b), level=0.9)
-    limits = expected.confidence_interval(0.9)
-    assert ratio[:3] == pytest.approx((reference.gmean(b / a), math.exp(limits.low), math.exp(limits.high)))
+    low = reference.ttest_rel(np.log(b - 1), np.log(a)).confidence_interval(0.9).low  # b in (b - 1, b], at its least
+    high = reference.ttest_rel(np.log(b), np.log(a - 1)).confidence_interval(0.9).high
+    assert ratio[:3] == pytest.approx((reference.gmean(b / a), math.exp(low), math.exp(high)))
     assert (ratio.n, reading) == (4, "measured")
     back = convergence.speedup(arrivals(b), arrivals(a), level=0.9).ratio
     assert (1 / back.estimate, 1 / back.high, 1 / back.low) == pytest.approx(ratio[:3])
+
+
+def test_speedup_is_known_to_an_epoch_where_seeds_agree():
+    ratio = convergence.speedup(arrivals([20] * 5), arrivals([26] * 5)).ratio
+    assert ratio[:3] == pytest.approx((26 / 20, 25 / 20, 26 / 19))
+    assert convergence.speedup(arrivals([1, 1]), arrivals([4, 4])).ratio[1:3] == pytest.approx((3.0, math.inf))
 
 
 def test_speedup_is_a_bound_where_one_arm_is_censored():

@@ -155,14 +155,16 @@ def test_bound_is_bytes_over_bandwidth():
 
 
 def test_prediction_scales_as_bytes_over_bandwidth():
-    step = {"unfused": 6e9, "fused": 1e9, "flop": 3e11}
+    step = {"unfused": 6e9, "fused": 1e9, "flop": 3e10}
     found = roofline.prediction(step, 32).set_index("PREDICTION for")
     assert (found["unfused 100 %, s"] * found["GB/s"]).values == pytest.approx(5000 / 32 * 6)
     assert (found["unfused 100 %, s"] / found["fused 100 %, s"]).values == pytest.approx(6)
     for kind in ("unfused", "fused"):
         assert (found[f"{kind} 50 %, s"] / found[f"{kind} 100 %, s"]).values == pytest.approx(2)
-    assert found.loc["A100 40 GB", "arithmetic, s"] == pytest.approx(5000 / 32 * 3e11 / 312e12)
+    assert found.loc["A100 40 GB", "arithmetic, s"] == pytest.approx(5000 / 32 * 3e10 / 312e12)
     assert (found["share needed"] * found["target, s"]).values == pytest.approx(found["unfused 100 %, s"].values)
+    heavy = roofline.prediction(step | {"flop": 3e11}, 32)  # a step is no faster than its products
+    assert (heavy["fused 100 %, s"] == heavy["arithmetic, s"]).all()
     half = roofline.prediction(step, 32, 2500).set_index("PREDICTION for")
     assert (found["fused 50 %, s"] / half["fused 50 %, s"]).values == pytest.approx(2)
 
@@ -295,9 +297,10 @@ def test_overhead_is_the_share_of_epochs_beside_steps_and_validation():
 @pytest.mark.parametrize(("tracking", "verdict"), [(0.1, "within the target"), (5.0, "not within the target")])
 def test_overhead_is_judged_by_its_target(tracking, verdict):
     spent = {"steps": 6.0, "validation": 2.0, "checkpoints": 0.0, "tracking": tracking, "monitoring": 0.0}
-    history = SimpleNamespace(epochs=frame(seconds=[1.0, 1.0], gpu_busy=[np.nan, np.nan]))
-    words = step_profile.answer(step_profile.shares(spent), history)
-    assert f": {verdict}" in words and "GPU utilisation: unmeasured" in words
+    for seconds, expected in ((200.0, verdict), (1.0, "too short to judge")):
+        history = SimpleNamespace(epochs=frame(seconds=[seconds] * 2, gpu_busy=[np.nan, np.nan]))
+        words = step_profile.answer(step_profile.shares(spent), history)
+        assert f": {expected}" in words and "GPU utilisation: unmeasured" in words
 
 
 def test_gpu_utilisation_is_that_after_the_first_epoch():
@@ -360,7 +363,9 @@ def test_every_way_changes_one_setting():
     assert (ways[0].factor, ways[0].naive) == (efficiency.NAIVE, {})
     for way in ways:
         changed = set(flat_items(way.config)) - fields
-        assert len(changed) == (way.factor not in (efficiency.NAIVE, efficiency.OWN, "memory format"))
+        assert len(changed) == (
+            way.factor not in (efficiency.NAIVE, efficiency.OWN, "memory format", "naive precision")
+        )
     assert len({(way.factor, way.setting) for way in ways}) == len(ways)
     factors = {way.factor for way in ways}
     assert {"precision", "memory format", "compile", "batch", "accumulation", "gradient checkpointing"} <= factors
@@ -458,6 +463,12 @@ def test_ranges_that_overlap_are_not_resolved():
     assert "fp32: speed not resolved" in answered(0.9, 1.9)
     assert "fp32: speed not resolved" in answered(2.1, 3.0, ratio=2.5)
     assert "1.50 times the trainer's speed" in answered(2.5, 3.5, ratio=3.0)
+
+
+def test_what_is_faster_than_the_trainer_comes_first():
+    first = answered(2.5, 3.5, ratio=3.0).splitlines()[0]
+    assert first.startswith("* **Faster than the trainer as it is: precision, fp32** (1.50 times)")
+    assert "Faster" not in answered(2.1, 3.5, ratio=3.0)
 
 
 def test_one_round_resolves_nothing():

@@ -111,10 +111,19 @@ def test_bytes_are_the_same_when_saved_again(found, folder, tmp_path):
     assert set(contents(folder)) == set(FILES)
 
 
-def test_saving_replaces_what_was_there(found, folder):
-    fewer = found.runs[found.runs.seed < 2]
-    results.save(dataclasses.replace(found, runs=fewer), folder)
+def test_saving_replaces_what_is_no_larger(found, folder):
+    before = contents(folder)
+    fewer = dataclasses.replace(found, runs=found.runs[found.runs.seed < 2])
+    with pytest.raises(results.ResultsError, match=r"holds 12 runs of profile smoke; remove it to record 6 of smoke"):
+        results.save(fewer, folder)
+    assert contents(folder) == before
+    results.save(fewer, folder.with_name("other"))
+    results.save(found, folder.with_name("other"))
+    assert contents(folder.with_name("other")) == before
+    results.save(dataclasses.replace(fewer, profile="quick"), folder)
     assert len(results.load(folder).runs) == 6
+    with pytest.raises(results.ResultsError, match=r"holds 6 runs of profile quick"):
+        results.save(found, folder)
 
 
 def test_files_are_plain_tables_without_a_path_of_this_machine(folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import json
 import os
 import resource
@@ -312,31 +313,31 @@ def test_file_says_where_it_comes_from(recorded):
         fields = json.loads(file.attribute("fields"))["measurements"]
         assert fields == RECORDED.measurements.model_dump() | {"grid": 32} and fields["frequency"] == 140e6
         assert file.attribute("legend") == checks.LEGEND and not {"split", "strata"} & set(file.names)
-        assert file.attribute("commit") == simulate.commit()
+        assert file.attribute("commit") == simulate.code()
         np.testing.assert_array_equal(file.raw("family"), np.full(36, b"default"))
         assert len(file.digests()) == 3 and not file.raw("checks").any()
 
 
-def test_commit_is_that_of_the_package_and_says_whether_it_differs(tmp_path, monkeypatch):
+def test_commit_is_that_of_the_code_and_says_whether_it_differs(tmp_path, monkeypatch):
     def git(*arguments):
         line = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
         return subprocess.run(line, check=True, capture_output=True, text=True).stdout.strip()
 
-    monkeypatch.setattr(simulate, "__file__", str(tmp_path / "dotlib" / "data" / "simulate.py"))
-    assert simulate.commit() == "unknown"
+    monkeypatch.setattr(simulate.provenance, "commit", functools.partial(simulate.provenance.commit, tmp_path))
+    assert simulate.code() == "unknown"
     (tmp_path / "dotlib" / "data").mkdir(parents=True)
-    assert simulate.commit() == "unknown"
+    assert simulate.code() == "unknown"
     git("init"), git("config", "core.abbrev", "5"), git("config", "log.showSignature", "true")
     (tmp_path / "dotlib" / "a.py").write_text("1")
     git("add", "."), git("commit", "-m", "one")
     package = git("rev-parse", "HEAD")
     (tmp_path / "readme").write_text("1")
     git("add", "."), git("commit", "-m", "two")
-    assert simulate.commit() == package and len(package) == 40
+    assert simulate.code() == package and len(package) == 40
     (tmp_path / "readme").write_text("2")
-    assert simulate.commit() == package
+    assert simulate.code() == package
     (tmp_path / "dotlib" / "a.py").write_text("2")
-    assert simulate.commit() == package + "-dirty"
+    assert simulate.code() == package + "-dirty"
 
 
 def test_import_of_the_dataset_leaves_the_solver_alone():

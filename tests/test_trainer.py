@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import CLOCKED, EPOCHS, RUNS, TRAIN, assert_same_run, assert_same_weights, every_step, tiny, weights
 
-from dotlib import checkpoint, config, evaluation, machine, trainer
+from dotlib import checkpoint, config, evaluation, provenance, trainer
 from dotlib.data import dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -214,7 +214,7 @@ def test_info_says_what_the_run_was(reference, name):
     assert (info["compile"], info["micro"], info["threads"]) == ("off", c.training.batch, 1)
     assert info["versions"]["torch"] == torch.__version__
     assert history.failed == "" and (info["gpu_peak_mb"], history.epochs.gpu_mb.notna().any()) == (0.0, False)
-    assert (info["config_digest"], info["code"]) == (c.digest(), machine.code_digest())
+    assert (info["config_digest"], info["code"]) == (c.digest(), provenance.code_digest())
     json.dumps(info)
 
 

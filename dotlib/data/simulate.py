@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import filelock
 import torch
 from tqdm.auto import tqdm
 
+from .. import provenance
 from ..config import Data
 from ..workers import cpu_cores, end_with_driver
 from . import checks, recording, store
@@ -207,7 +207,7 @@ def _start_worker() -> None:
 def _merge(config: Data, shards: list[Shard], path: Path) -> None:
     """All shards in one file, in their place, with the check that needs all phantoms: duplicates."""
     duplicates, merged = checks.Duplicates(), shards[0].path.with_name("merged.h5")
-    attributes = _origin(config, shards[0].device) | {"fields": store.identity(config, every=True), "commit": commit()}
+    attributes = _origin(config, shards[0].device) | {"fields": store.identity(config, every=True), "commit": code()}
     with store.writing(merged) as file:
         for i, shard in enumerate(shards):
             with store.File(shard.path) as source:
@@ -223,14 +223,7 @@ def _merge(config: Data, shards: list[Shard], path: Path) -> None:
         file.unlink()
 
 
-def commit() -> str:
-    """The last commit of the package, in full, and whether its files differ from it."""
-    at = ["git", "-C", str(Path(__file__).parents[1])]
-    try:
-        last, changes = (
-            subprocess.run([*at, *command, "--", "."], capture_output=True, text=True, check=True).stdout.strip()
-            for command in (["rev-list", "-1", "HEAD"], ["status", "--porcelain"])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return last + "-dirty" * bool(changes) if last else "unknown"
+def code() -> str:
+    """The last commit of the code, in full, and whether it differs from it."""
+    found = provenance.commit()
+    return found["commit"] + "-dirty" * bool(found["dirty"])

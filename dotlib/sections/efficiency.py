@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import statistics
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +12,16 @@ from typing import Any
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import losses, machine, memory, trainer
 from ..config import Config, Profile, replace
-from ..data import dataset
 from ..evaluation import mixed, network
+from .naive import CONTIGUOUS, naive_loop
 from .roofline import product_speed
 
 NAIVE, OWN = "naive loop", "trainer"
-CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last_3d
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CHANNELS_LAST = torch.channels_last_3d
 GAIN = 0.2  # in speed: the least that is expected of mixed precision
 HARDWARE = 0.3  # of fp32's speed: a product below it is emulated
 
@@ -98,12 +94,8 @@ def base(profile: Profile, size: Size) -> Config:
 
 def precisions(on: str) -> dict[str, torch.dtype]:
     """The precisions that the machine multiplies in hardware, found by trying."""
-    speeds = {name: product_speed(dtype, on, 256) for name, dtype in PRECISIONS.items()}
-    return {name: PRECISIONS[name] for name, speed in speeds.items() if speed >= HARDWARE * speeds["fp32"]}
-
-
-def named(dtype: torch.dtype) -> str:
-    return next(name for name, known in PRECISIONS.items() if known == dtype)
+    speeds = {name: product_speed(dtype, on, 256) for name, dtype in machine.PRECISIONS.items()}
+    return {name: machine.PRECISIONS[name] for name, speed in speeds.items() if speed >= HARDWARE * speeds["fp32"]}
 
 
 def ways(own: Config, size: Size, on: str, able: Mapping[str, torch.dtype]) -> list[Way]:
@@ -111,14 +103,14 @@ def ways(own: Config, size: Size, on: str, able: Mapping[str, torch.dtype]) -> l
     batch, used = own.training.batch, machine.precision(own.training.precision, on)
     legacy = replace(own, {"model.name": "legacy"})
     low = used if used != torch.float32 else torch.bfloat16
-    name = named(low)
+    name = machine.named(low)
     found = [Way(NAIVE, "fp32, contiguous", own, {})]
     found += [Way("memory format", "naive loop, channels-last", own, {"layout": CHANNELS_LAST})]
-    found += [Way("memory format", f"naive loop, {name}", own, {"dtype": low})]
+    found += [Way("naive precision", f"naive loop, {name}", own, {"dtype": low})]
     found += [Way("memory format", f"naive loop, {name}, channels-last", own, {"dtype": low, "layout": CHANNELS_LAST})]
     found += [Way("network", "legacy, naive loop", legacy, {}), Way("network", "legacy", legacy)]
     found += [Way(OWN, f"as it is, batch {batch}", own)]
-    for key, dtype in PRECISIONS.items():
+    for key, dtype in machine.PRECISIONS.items():
         if dtype != used:
             absent = "" if key in able else "not in this machine's hardware"
             found += [Way("precision", key, replace(own, {"training.precision": key}), None, absent)]
@@ -187,7 +179,8 @@ def kept_bytes(way: Way, on: str) -> float:
     forward pass; with checkpointing, the backward pass holds one block's activations beside it.
     """
     options, training, grid = way.naive, way.config.training, way.config.data.grid
-    if options is None and (training.compile in ("default", "graphs") or (training.compile == "auto" and on == "cuda")):
+    automatic = training.compile == "auto" and on == "cuda" and not training.checkpointing
+    if options is None and (automatic or training.compile in ("default", "graphs")):
         return float("nan")
     own = {"dtype": machine.precision(training.precision, on), "layout": CHANNELS_LAST}
     options = own if options is None else {"dtype": torch.float32, "layout": CONTIGUOUS} | options
@@ -201,44 +194,6 @@ def kept_bytes(way: Way, on: str) -> float:
         return losses.loss(way.config.loss)(model.standard(y), model.standard(x))
 
     return memory.kept(work, model)
-
-
-def naive_loop(
-    config: Config,
-    dense_ssim: bool = True,
-    steps: int = 4,
-    dtype: torch.dtype = torch.float32,
-    layout: torch.memory_format = CONTIGUOUS,
-    on: str | None = None,
-) -> float:
-    """Samples/s of the loop that one writes first: fp32, contiguous, RMSE + dense 11^3 SSIM, `.item()` each step.
-
-    The median step after the first; `dtype` (autocast) and `layout` may be changed alone.
-    """
-    on = on or machine.device()
-    train = dataset.load(config.data).volumes("train")
-    model = network(config, *dataset.standard(train)).to(on, memory_format=layout).train()
-    opt = torch.optim.Adam(model.parameters(), lr=5e-5)
-    window = torch.ones(1, 1, 11, 11, 11, device=on) / 11**3  # its cost does not depend on the weights
-    times, batch = [], config.training.batch
-    for i in range(steps):
-        start = time.perf_counter()
-        x = train[torch.arange(i * batch, (i + 1) * batch) % len(train)].to(on).contiguous(memory_format=layout)
-        with mixed(on, dtype):
-            y = model(x)
-        loss = (y - x).square().mean().sqrt()
-        if dense_ssim:
-            p, t = y.flatten(0, 1)[:, None], x.flatten(0, 1)[:, None]
-            mp, mt, pp, tt, pt = (F.conv3d(v, window, padding=5) for v in (p, t, p * p, t * t, p * t))
-            ssim = (2 * mp * mt + 1e-4) * (2 * (pt - mp * mt) + 9e-4)
-            ssim = ssim / ((mp**2 + mt**2 + 1e-4) * (pp - mp**2 + tt - mt**2 + 9e-4))
-            loss = 0.7 * loss + 0.3 * (1 - ssim.mean())
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
-        loss.item()
-        times.append(time.perf_counter() - start)
-    return batch / statistics.median(times[1:])
 
 
 def gradients(config: Config, checkpointing: bool) -> dict[str, Tensor]:
@@ -263,20 +218,31 @@ def answer(table: pd.DataFrame) -> str:
     """The trainer beside the naive loop, and what each changed setting does to it, in words."""
     run = table[table["note"] == ""].set_index(["factor", "setting"])
     own = run.loc[OWN].iloc[0]
+    same = run.drop(index="network", level=0, errors="ignore")  # the same network
     lines = [
+        f"* **Faster than the trainer as it is: {factor}, {setting}** ({row['ratio'] / own['ratio']:.2f} times)."
+        for (factor, setting), row in same.iterrows()
+        if _apart(row, own) and row["lowest"] > own["highest"]
+    ]
+    lines += [
         f"* The trainer as it is takes {own['samples/s']:.0f} samples/s, {own['ratio']:.2f} times the naive loop "
         f"({own['lowest']:.2f} to {own['highest']:.2f} over the rounds). Beside it, where the ranges of the ratios "
         "do not overlap:"
     ]
     for (factor, setting), row in run.drop(index=[OWN, NAIVE], level=0).iterrows():
-        apart = own["lowest"] < own["highest"] and (row["lowest"] > own["highest"] or row["highest"] < own["lowest"])
-        speed = f"{row['ratio'] / own['ratio']:.2f} times the trainer's speed" if apart else "speed not resolved"
+        ratio = row["ratio"] / own["ratio"]
+        speed = f"{ratio:.2f} times the trainer's speed" if _apart(row, own) else "speed not resolved"
         kept = row["kept, MB"] / own["kept, MB"]
         room = f", {kept:.2f} times the memory kept" if kept == kept else ""
         lines.append(f"* {factor}, {setting}: {speed}{room}.")
     if ("precision", "fp32") in run.index:
         lines.append(_mixed_precision(own, run.loc["precision", "fp32"]))
     return "\n".join([*lines, *(f"* {r.factor}, {r.setting}: {r.note}." for r in table.itertuples() if r.note)])
+
+
+def _apart(row: pd.Series, own: pd.Series) -> bool:
+    """Whether the ranges of two ratios leave a gap; of one round there is no range."""
+    return own["lowest"] < own["highest"] and (row["lowest"] > own["highest"] or row["highest"] < own["lowest"])
 
 
 def _mixed_precision(own: pd.Series, fp32: pd.Series) -> str:
@@ -290,8 +256,9 @@ def _mixed_precision(own: pd.Series, fp32: pd.Series) -> str:
 
 def checkpointing_answer(table: pd.DataFrame, kept: Sequence[float]) -> str:
     """What gradient checkpointing saves and costs, in words; `kept` without and with it, bytes."""
-    run = table.set_index(["factor", "setting"])["samples/s"]
-    time_ratio = run.loc[OWN].iloc[0] / run.loc["gradient checkpointing", "on"]
+    run = table.set_index(["factor", "setting"])["samples/s"].dropna()
+    plain = run.get(("compile", "off"), run.loc[OWN].iloc[0])  # the trainer does not compile what it computes twice
+    time_ratio = plain / run.loc["gradient checkpointing", "on"]
     return (
         f"Checkpointing keeps {kept[1] / 1e6:.1f} MB instead of {kept[0] / 1e6:.1f} MB for the backward pass "
         f"({1 - kept[1] / kept[0]:.0%} less), and a step takes {time_ratio:.2f} times as long (medians)."

@@ -11,7 +11,7 @@ from .. import arms, convergence, stats
 from ..comparison import ASSUMED
 from ..stats import Interval
 from ..stats_crossed import crossed_contrast, detectable_difference
-from .optimisers import ENDS, combined, errors, failures, gaps
+from .optimisers import ENDS, all_failed, combined, errors, failures, gaps
 from .speed import times
 
 PHANTOMS = 64  # test phantoms of the recorded size (results/PLAN.md)
@@ -94,16 +94,19 @@ def share(h: Hypothesis) -> float:
 def plan(phantoms: int) -> pd.DataFrame:
     """What is tested, and what so many seeds and test phantoms can find: a row a hypothesis, before any result.
 
-    `detectable`: reduction of the error found with 80 % power if the paired log difference varies as `ASSUMED`; of the
-    endpoint alone.
+    Of the endpoint alone, with 80 % power if the paired log difference varies as `ASSUMED`: `detectable`, the smallest
+    reduction of the error that differs from none; and the true reductions from which on the expectation is confirmed,
+    and up to which it is refuted. Between these two the likely word is 'not resolved'.
     """
     rows = []
     for h in HYPOTHESES:
         n, error = planned_seeds(h), h.of == "error"
         row = {"hypothesis": h.name, "expected": h.expected, "contrast": f"{h.a} against {h.b}"}
         row |= {"of": OF[h.of], "standing": h.standing, "seeds": n, "expected, %": h.promise}
-        row["detectable, %"] = detectable_difference(ASSUMED, n, phantoms, alpha=share(h)) if error else np.nan
-        rows.append(row)
+        found = detectable_difference(ASSUMED, n, phantoms, alpha=share(h)) if error else np.nan
+        reach, promised = np.log1p(-found / 100), np.log1p(-h.low / 100)
+        row |= {"detectable, %": found, "confirmed from, %": -100 * np.expm1(promised + reach)}
+        rows.append(row | {"refuted up to, %": -100 * np.expm1(promised - reach)})
     return pd.DataFrame(rows)
 
 
@@ -112,6 +115,8 @@ def finding(record, h: Hypothesis, targets: Mapping[str, float]) -> Finding | st
 
     Confirmed: the whole interval of the improvement is at or above `low`; refuted: all of it below.
     """
+    if all_failed(record, (h.a, h.b)):
+        return "every run of an arm failed"
     found = {"error": _error, "time": _time, "gap": _gap, "equal": _equal}[h.of](record, h, targets)
     if isinstance(found, str | Finding):
         return found
@@ -149,7 +154,9 @@ def _gap(record, h: Hypothesis, targets: Mapping[str, float]) -> tuple[Interval,
     table = gaps(record, (h.a, h.b))
     if table.empty:
         return "an arm has no runs"
-    return _improvement(stats.paired_contrast(table[h.a], table[h.b], 1 - share(h)).effect), ""
+    left_out = failures(record, (h.a, h.b))
+    note = f"over seeds alone; {left_out} failed left out" if left_out else "over seeds alone"
+    return _improvement(stats.paired_contrast(table[h.a], table[h.b], 1 - share(h)).effect), note
 
 
 def _equal(record, h: Hypothesis, targets: Mapping[str, float]) -> Finding | str:

@@ -34,7 +34,7 @@ ADDITIONS = {
     "stage1-onecycle": ("decay-schedule", "batch-32", "batch-48", "batch-64", "ema-onecycle", "stopped",
                         "stage1-onecycle-50", "stage1-onecycle-75", "fp32"),
     "batch-64": ("batch-64-accumulated",),
-    "adamw-onecycle-momentum-b95": ("schedule-free", "muon"),
+    "adamw-onecycle-momentum": ("schedule-free", "muon"),
 }  # fmt: skip
 SENSITIVITY = {
     "beta2": (r"$\beta_2$", ONECYCLE.betas[1]),
@@ -147,8 +147,16 @@ def contrasts(record, pairs: Sequence[Pair], column: Column = PRIMARY, level: fl
         row = {"group": group, "label": a, "contrast": f"{a} against {b}"} | effect(table, {a: 1, b: -1}, level)
         found = [table.loc[arm].to_numpy() for arm in (a, b) if arm in table.index]
         row["P(better)"] = stats.probability_of_improvement(*found).estimate if len(found) == 2 else np.nan
+        if all_failed(record, (a, b)):
+            row |= dict.fromkeys(("low", "high", "p"), np.nan)
         rows.append(row | {"failed": failures(record, (a, b))})
     return forest_rows(rows)
+
+
+def all_failed(record, names: Sequence[str]) -> bool:
+    """Whether no run of one of these arms came to its end: the worst values of others have no spread of their own."""
+    runs = record.runs[record.runs["arm"].isin(list(names))]
+    return bool((runs["failed"] != "").groupby(runs["arm"]).all().any())
 
 
 def forest_rows(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -160,7 +168,9 @@ def forest_rows(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 def shown(table: pd.DataFrame, *more: str) -> pd.DataFrame:
     """Effects as they are read: the estimate and its interval, per cent, their p value, and columns asked for."""
     bounds = table[["low", "high", "seeds"]].itertuples(index=False)
-    limits = [f"[{low:.3g}, {high:.3g}]" if n else "not computed" for low, high, n in bounds]
+    limits = [
+        "not computed" if not n else "--" if np.isnan(low) else f"[{low:.3g}, {high:.3g}]" for low, high, n in bounds
+    ]
     named = table[["contrast", "seeds", "failed"]].assign(**{"effect, %": table["effect"], "interval, %": limits})
     return named.join(table[[*more, "sd of log", "p"]]).join(table[[c for c in ("standing",) if c in table]])
 

@@ -183,15 +183,16 @@ def prediction(step: dict[str, float], batch: int, phantoms: int = 5000) -> pd.D
     steps, rows = phantoms / batch, []
     for name, gpu in GPUS.items():
         full = bound(steps * step["unfused"], gpu.bandwidth)
+        products = steps * step["flop"] / (gpu.product * 1e12)
         rows.append(
             {
                 "PREDICTION for": name,
                 "GB/s": gpu.bandwidth,
                 "unfused 100 %, s": full,
                 "unfused 50 %, s": bound(steps * step["unfused"], gpu.bandwidth, 0.5),
-                "fused 100 %, s": bound(steps * step["fused"], gpu.bandwidth),
-                "fused 50 %, s": bound(steps * step["fused"], gpu.bandwidth, 0.5),
-                "arithmetic, s": steps * step["flop"] / (gpu.product * 1e12),
+                "fused 100 %, s": max(bound(steps * step["fused"], gpu.bandwidth), products),
+                "fused 50 %, s": max(bound(steps * step["fused"], gpu.bandwidth, 0.5), products),
+                "arithmetic, s": products,
                 "target, s": gpu.target,
                 "share needed": full / gpu.target,
             }
@@ -213,6 +214,7 @@ def answer(predicted: pd.DataFrame, share: float) -> str:
         met = "would meet" if row["unfused 50 %, s"] <= row["target, s"] else "would not meet"
         lines.append(
             f"* PREDICTION, {row['PREDICTION for']}: half of the bandwidth bound {met} the target of "
-            f"{row['target, s']:g} s; {row['share needed']:.0%} of the bound would be enough."
+            f"{row['target, s']:g} s"
+            + (f"; {row['share needed']:.0%} of the bound would be enough." if row["share needed"] <= 1 else ".")
         )
     return "\n".join(lines)

@@ -50,7 +50,8 @@ APART = ("validation", "checkpoints")  # not of a step
 CLASSES = tuple(dict.fromkeys([*(name for name, _ in NAMES[1:]), "loss", "Python", "other", *APART, "unaccounted"]))
 
 BUSY = 0.85  # of the time: the target for a GPU
-TARGET = 0.03  # share of a run that checkpoints, tracking and monitoring may take
+TARGET = 0.03  # share of a run that checkpoints, tracking and monitoring may take,
+JUDGED = 300.0  # seconds at least
 OVERHEAD = ("checkpoints", "tracking", "monitoring")
 PARTS = {  # of a run, by the functions in which they happen: file, name
     "validation": [("trainer.py", "validate")],
@@ -197,12 +198,13 @@ def overhead(run: pd.DataFrame) -> float:
 def answer(run: pd.DataFrame, history: trainer.History) -> str:
     """The overhead beside its target, and how busy the GPU was, in words."""
     share, busy = overhead(run), history.epochs["gpu_busy"][1:].dropna().median()
+    seconds = history.epochs["seconds"].sum()
     verdict = "within" if share <= TARGET else "not within"
+    judged = f"{verdict} the target of {TARGET:.0%}" if seconds >= JUDGED else "too short to judge"
     lines = [
-        f"* Checkpoints, tracking and monitoring took {share:.1%} of the {len(history.epochs)} epochs: {verdict} the "
-        f"target of {TARGET:.0%}, which is set for runs of five minutes or more; this one took "
-        f"{history.epochs['seconds'].sum():.1f} s. Long runs write a checkpoint every {trainer.SAVE_EVERY:g} s "
-        "at most.",
+        f"* Checkpoints, tracking and monitoring took {share:.1%} of {seconds:.1f} s: {judged} (target: {TARGET:.0%}, "
+        f"for {JUDGED:g} s or more). A long run writes a checkpoint every {trainer.SAVE_EVERY:g} s at most, and so "
+        "rarely that it takes a hundredth of the time.",
         f"* An epoch with its validation took {history.epochs['seconds'][1:].median():.2f} s (median after the first).",
         f"* GPU utilisation (NVML busy time): {busy:.0%}, target above {BUSY:.0%}."
         if busy == busy
