@@ -1,12 +1,13 @@
 """A chapter's page of recorded results: what is there is written under its own profile, what is not is one line."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from .report import Book
+from .report import Book, cell
 
 
 class Line(str):
@@ -14,6 +15,39 @@ class Line(str):
 
     def _repr_markdown_(self) -> str:
         return str(self)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure or table as a notebook shows it, over `words` in Markdown; its other attributes are the artefact's."""
+
+    artefact: Any
+    words: Line
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.artefact, name)
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        display(self.artefact, self.words)
+
+
+def italic(text: str) -> str:
+    """Plain text as italic Markdown: special characters escaped, the exponents of `mm^-1` and `32^3` raised."""
+    escaped = re.sub(r"([\\`*_\[\]<>#|~$])", r"\\\1", text.strip())
+    return "*" + re.sub(r"\^(-?\d+)", r"<sup>\1</sup>", escaped) + "*"
+
+
+def readable(table: pd.DataFrame, scope: str = ""):
+    """Any table as a page shows it: three digits, dashes for what is missing, texts whole; above it `scope`, if given.
+
+    For a notebook to show, with or without a Page; what `Book.save` takes is the table itself.
+    """
+    styler = table.style.format(cell).hide(axis="index")
+    return styler.set_caption(scope) if scope else styler
 
 
 def found(evidence: Mapping[str, Any]) -> pd.DataFrame:
@@ -53,20 +87,29 @@ class Page:
         needs: Sequence[str] = (),
         cites: Sequence[str] = (),
     ) -> Any:
-        """Make a figure or table of the record, write it under the record's profile, and return it.
+        """Make a figure or table of the record, write it under the record's profile, and show it over its caption.
 
-        Without a record, or without a run of any arm in `needs` (all arms where it is empty), a line says so instead.
+        A table is shown `readable`. Without a record, or without a run of any arm in `needs` (all arms where it is
+        empty), a line says so instead, and what a former run wrote under the name is removed.
         """
         if self.record is None or self.runs(needs).empty:
+            self.book.remove(name)
             return Line(f"*{name}*: {self.missing}.")
         made = make(self.record)
         book, inputs = replace(self.book, profile=self.record.profile), self.record.provenance
         book.save(made, name, caption, task=self.task, n=self.n(needs), inputs=inputs, cites=cites)
-        return made
+        words = Line(f"{italic(caption)} {self.scope(needs)}")
+        return Shown(readable(made, self.scope(needs)) if isinstance(made, pd.DataFrame) else made, words)
 
     def say(self, make: Callable[[Any], str]) -> Line:
-        """Markdown made of the record, or why there is none."""
-        return Line(f"Nothing to say: {self.missing}." if self.record is None else make(self.record))
+        """Markdown made of the record, under its scope, or why there is none."""
+        if self.record is None:
+            return Line(f"Nothing to say: {self.missing}.")
+        return Line(f"{self.scope()}\n\n{make(self.record)}")
+
+    def scope(self, needs: Sequence[str] = ()) -> str:
+        """What the numbers of these arms are of: task, the record's profile, n."""
+        return f"Task: {self.task}; profile: {self.record.profile}; n = {self.n(needs)}."
 
     def runs(self, needs: Sequence[str] = ()) -> pd.DataFrame:
         """The record's runs of these arms, or of all."""

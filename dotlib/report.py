@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from numbers import Integral, Real
 from pathlib import Path
+from textwrap import wrap
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from .machine import commit
 from .plots import STYLE, TEXT_WIDTH
+from .provenance import commit
 
 HERE = Path(__file__).parent
 PACKAGES = ("dotlib", "torch", "numpy", "pandas", "matplotlib", "seaborn")
@@ -26,6 +28,37 @@ ESCAPES = {c: "\\" + c for c in "&%$#_{}"} | {
     c: rf"\text{word}{{}}"
     for c, word in zip("\\~^<>|", ("backslash", "asciitilde", "asciicircum", "less", "greater", "bar"), strict=True)
 }
+
+# widths of Computer Modern's characters in em at 10 pt, rounded up, any other 1; smaller fonts are wider for their size
+WIDTHS = {0.28: "ijl.,:;!'`[]|", 0.4: "frst()- ", 0.54: "acegkovxyz0123456789/*?", 0.56: "bdhnpqu_$^{}I"}
+WIDTHS = {c: em for em, group in (WIDTHS | {0.79: "ABCDEFGHJKLNOPQRSTUVXYZw+<>=~#&"}).items() for c in group}
+SMALLER = {9: 1.03, 8: 1.07, 7: 1.14}
+MINUS = re.compile(r"(?<![\w)])-(?=\d|inf)|(?<=\de)-(?=\d)")
+INSIDE = re.compile(r" (?=[^\[]*\])")  # an interval's space
+UPRIGHT, SIDEWAYS, GAP = 418, 560, 8  # pt: a line of text, a page on its side, between columns
+
+
+class Setting(NamedTuple):
+    """How a table is set: type and page width in pt, the lines that a text may take, the scale of the whole."""
+
+    size: int
+    width: float
+    lines: int = 4
+    scale: float = 1
+
+
+SETTINGS = [Setting(9, UPRIGHT, 1)] + [Setting(size, width) for width in (UPRIGHT, SIDEWAYS) for size in SMALLER]
+SETTINGS += [Setting(7, SIDEWAYS, lines, scale) for lines in (4, 99) for scale in (6 / 7, 5 / 7)]  # not below 5 pt
+
+
+class Column(NamedTuple):
+    """A table's column: its name, its head and its kind in LaTeX, least and natural width in pt."""
+
+    name: object
+    head: str
+    kind: str
+    least: float
+    natural: float
 
 
 @dataclass(frozen=True)
@@ -57,7 +90,8 @@ class Book:
 
         `caption` is plain text (`mm^-1` is raised), `n` what a number rests on, `inputs` the names and hashes or run
         ids of the data, `cites` keys of sources.bib, `mark` what the profile's mark says instead of n.
-        Unchanged inputs give the same bytes. Raises ValueError for a bad name, an unknown key or a free layout.
+        Unchanged inputs give the same bytes. Raises ValueError for a bad name, an unknown key, a free layout or a
+        table that is wider than a page.
         """
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
             raise ValueError(f"chapter {self.chapter}: name {name!r}; lower-case letters, digits, hyphens are accepted")
@@ -82,6 +116,14 @@ class Book:
             _write(self.folder / file, content)
         _write_index(self.folder, known)
         return [self.folder / file for file in contents]
+
+    def remove(self, name: str) -> None:
+        """Delete what a former run wrote under a name, if it did: what is not computed is not shown as computed."""
+        stale = sorted(self.folder.glob(f"{self.chapter}-{name}.*"), key=lambda path: path.suffix != ".json")
+        for path in stale:  # the sidecar first: what it lists is complete
+            path.unlink()
+        if stale:
+            _write_index(self.folder, sources())
 
     def written(self) -> pd.DataFrame:
         """What this chapter has in the folder: name, kind, files, caption."""
@@ -156,14 +198,60 @@ def _figure_files(figure: Figure, stem: str, words: str, stamp: str) -> dict[str
 
 def _table_files(table: pd.DataFrame, stem: str, words: str) -> dict[str, bytes]:
     numbered = isinstance(table.index, pd.RangeIndex)
-    styler = table.style.format(lambda value: latex(cell(value)))
-    styler = styler.format_index(latex, axis=1)
+    setting, kinds, heads = layout(table if numbered else table.reset_index(), stem)
+    # a line breaks neither after a minus sign nor within an interval
+    styler = table.style.format(lambda value: MINUS.sub("$-$", INSIDE.sub("~", latex(cell(value)))))
+    styler = styler.format_index(lambda name: heads.get(name) or latex(name), axis=1)
     styler = styler.hide(axis="index") if numbered else styler.format_index(latex, axis=0)
-    tex = styler.to_latex(hrules=True, caption=words, label=f"tab:{stem}", position="htbp", position_float="centering")
+    place = {"position": "htbp"} if setting.width == UPRIGHT else {"environment": "sidewaystable", "position": "p"}
+    place |= {"caption": words, "label": f"tab:{stem}", "position_float": "centering"}
+    before, begin, tex = styler.to_latex(hrules=True, column_format=kinds, **place).partition(r"\begin{tabular}")
+    body, end, after = tex.rpartition(r"\end{tabular}")
+    size = rf"\fontsize{{{setting.size}}}{{{setting.size + 2}}}\selectfont\setlength{{\tabcolsep}}{{{GAP / 2:g}pt}}"
+    if setting.scale < 1:
+        begin, end = rf"\scalebox{{{setting.scale:.3f}}}{{{begin}", f"{end}}}"
     if table.columns.nlevels > 1:  # one header line, so that any program reads the file
         table = table.set_axis([" ".join(map(str, names)).strip() for names in table.columns], axis=1)
     csv = table.to_csv(index=not numbered, lineterminator="\n")
-    return {f"{stem}.tex": tex.encode(), f"{stem}.csv": csv.encode()}
+    return {f"{stem}.tex": f"{before}{size}\n{begin}{body}{end}{after}".encode(), f"{stem}.csv": csv.encode()}
+
+
+def layout(table: pd.DataFrame, stem: str) -> tuple[Setting, str, dict[object, str]]:
+    """The first of SETTINGS in which a table is no wider than the page, its column kinds and its heads by name.
+
+    What numbers and short texts leave is shared out among the longer texts by their lengths, lines broken at words.
+    """
+    for setting in SETTINGS:
+        columns = [_column(table.iloc[:, i], name, setting) for i, name in enumerate(table.columns)]
+        room = setting.width / setting.scale - GAP * (len(columns) - 1)
+        for percent in range(100, 0, -1):
+            widths = [math.ceil(max(c.least, c.natural * percent / 100)) for c in columns]
+            if sum(widths) <= room:
+                kinds = "".join(c.kind.replace("?", str(w)) for c, w in zip(columns, widths, strict=True))
+                return setting, f"@{{}}{kinds}@{{}}", {c.name: c.head for c in columns}
+    raise ValueError(f"{stem}: {len(columns)} columns are wider than a page; fewer or narrower ones are accepted")
+
+
+def _column(values: pd.Series, name: object, setting: Setting) -> Column:
+    texts, kind = [cell(value) for value in values], "r" if pd.api.types.is_numeric_dtype(values) else "l"
+    longest = max(map(len, texts), default=0)
+    heads = list(map(str, name)) if isinstance(name, tuple) else [str(name)]
+    if broken := setting.lines > 1 and not isinstance(name, tuple):
+        heads = wrap(heads[0], min(longest, 14) or 1, break_long_words=False, break_on_hyphens=False) or [""]
+    natural = least = max(_width(text, setting.size) for text in texts + heads)
+    if setting.lines > 1 and longest > 14 and kind == "l":
+        kind = r">{\raggedright\arraybackslash}p{?pt}"
+        words = [word for text in texts for word in re.split(r"\s|(?<=-)", MINUS.sub("+", INSIDE.sub("~", text)))]
+        least = max(natural / setting.lines, *(_width(word, setting.size) for word in words + heads))
+    head = r"\\".join(map(latex, heads))
+    if broken and len(heads) > 1:
+        head = rf"\begin{{tabular}}[b]{{@{{}}{kind[0].replace('>', 'l')}@{{}}}}{head}\end{{tabular}}"
+    return Column(name, head, kind, least, natural)
+
+
+def _width(text: str, size: int) -> float:
+    """About how wide a text is in pt, rather too much than too little."""
+    return size * SMALLER[size] * sum(WIDTHS.get(c, 1) for c in MINUS.sub("+", text))
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -179,8 +267,8 @@ def _write_index(folder: Path, known: Mapping[str, str]) -> None:
     records = sidecars(folder)
     cited = {key for record in records for key in record["cites"]}
     _write(folder / "references.bib", "".join(f"{known[key]}\n\n" for key in known if key in cited).encode())
-    lines = [r"\documentclass[11pt]{article}", r"\usepackage{booktabs,graphicx}"]
-    lines += [r"\setlength{\textwidth}{418pt}", r"\begin{document}"]
+    lines = [r"\documentclass[11pt]{article}", r"\usepackage{array,booktabs,graphicx,rotating}"]
+    lines += [rf"\setlength{{\textwidth}}{{{UPRIGHT}pt}}", r"\setlength{\textheight}{590pt}", r"\begin{document}"]
     lines += [rf"\input{{{record['name']}.tex}}\clearpage" for record in records]
     lines += [r"\bibliographystyle{plain}", r"\bibliography{references}"] * bool(cited) + [r"\end{document}", ""]
     _write(folder / "all.tex", "\n".join(lines).encode())

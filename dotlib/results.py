@@ -73,6 +73,7 @@ def _row(arm: str, seed: int, history: History) -> dict:
     info, optim = history.info, history.info["config"]["optim"]
     row = {"arm": arm, "seed": seed, "failed": history.failed, "config": info["config_digest"], "data": info["data"]}
     row |= {name: info[name] for name in ("code", "parameters", "samples_seen", "samples_per_second")}
+    row["commit"] = str(info.get("commit", "unknown")) + "-dirty" * bool(info.get("dirty"))
     row |= {"steps": len(history.steps), "optimiser": optim["name"], "schedule": optim["schedule"], "lr": optim["lr"]}
     row |= {"beta2": optim["betas"][1], "weight_decay": optim["weight_decay"], "warmup": optim["warmup"]}
     row |= {name: info[name] for name in ("precision", "micro", "compile", "device", "threads")}

@@ -12,10 +12,15 @@ from markupsafe import Markup, escape
 
 from .report import cell, sidecars
 
-# the page of a notebook without the scripts that it would fetch: formulas are MathML
+# the page of a notebook without the scripts that it would fetch: formulas are MathML; on a narrow screen its output
+# would be table rows, which cut what is too wide, and as a block it scrolls
 OFFLINE = "{% extends 'lab/index.html.j2' %}" + "".join(
     f"{{% block html_head_js_{name} %}}{{% endblock %}}" for name in ("requirejs", "mathjax", "mermaidjs")
 )
+SCROLL = (
+    "@media (max-width: 760px) { .jp-OutputArea-child .jp-OutputArea-output { display: block; overflow-x: auto; } }"
+)
+OFFLINE += f"{{% block html_head_css %}}<style>{SCROLL}</style>{{% endblock %}}"
 
 
 class WorkbookError(RuntimeError):

@@ -13,9 +13,14 @@ PARAMETERS = "profile: str = 'smoke'  # size of everything\nseeds: int = 3  # pa
 WORKS = """
 import pandas as pd
 from pathlib import Path
+from types import SimpleNamespace
+from dotlib import chapter
 from dotlib.report import Book
 book = Book("4.1", profile, Path("build") / profile / "figures")
 book.save(pd.DataFrame({"seeds_used": [seeds]}), "seeds", "In mm^-1 & <b>.", task="none", n=1, inputs={"data": "5f3a"})
+runs, metrics = pd.DataFrame({"arm": ["a"]}), pd.DataFrame({"phantom": [0]})
+page = chapter.Page(book, SimpleNamespace(profile=profile, runs=runs, metrics=metrics, provenance={}))
+page.show(lambda record: pd.DataFrame({"shown": [seeds / 9]}), "shown", "In mm^-1 of adamw-* & <b>.")
 """
 
 
@@ -74,10 +79,24 @@ def test_parameters_and_profile_reach_the_notebook(run):
 def test_index_shows_what_this_run_wrote(run):
     book, _ = run
     page = (book / "index.html").read_text()
-    assert re.findall(r'<figure id="(.*?)"', page) == ["4.1-seeds", "4.9-former"]  # 4.1-former: not written again
+    # 4.1-former was not written again
+    assert re.findall(r'<figure id="(.*?)"', page) == ["4.1-seeds", "4.1-shown", "4.9-former"]
     assert "smoke profile" in page and ">4.1 Light &amp; tissue<" in page
     assert "In mm<sup>-1</sup> &amp; &lt;b&gt;." in page and "<td>7</td>" in page
     assert "Task: none; profile: smoke; n = 1." in page and "data: 5f3a" in page and "commit " in page
+
+
+def test_caption_is_below_what_it_describes(run):
+    page = (run[0] / "4.1-works.html").read_text()
+    caption = "<em>In mm<sup>-1</sup> of adamw-* &amp; &lt;b&gt;.</em> Task: autoencode; profile: smoke; n = "
+    assert page.count(caption) == 1 and page.index("0.778</td>") < page.index(caption)
+
+
+def test_wide_output_scrolls_on_every_screen(run):
+    page = (run[0] / "4.1-works.html").read_text()
+    # the last rule holds: the template's own makes a row, which does not scroll, of narrow screens' output
+    assert page.index(workbook.SCROLL) > page.rindex("display: table-row")
+    assert ".table { overflow-x: auto; }" in (run[0] / "index.html").read_text()
 
 
 def test_pages_need_no_network(run):
