@@ -84,7 +84,8 @@ def curves(history: pd.DataFrame, values: Mapping[str, str], *, log: bool = True
                 ax.yaxis.set_minor_formatter(Decimals())
             handles, labels = ax.get_legend_handles_labels()
             ax.get_legend().remove()
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)))
+        columns = 2 if max(map(len, labels)) > 20 else min(4, len(labels))
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns)
     return released(figure)
 
 

@@ -141,14 +141,14 @@ def survival(table: pd.DataFrame, label: str) -> Figure:
     """Share of runs that have not yet reached the target: rows of panel, arm, time, share, censored (a tick)."""
     groups = list(table.groupby("panel", sort=False))
     with plt.style.context(STYLE):
-        figure, axes = plt.subplots(1, len(groups), squeeze=False, sharey=True, figsize=(TEXT_WIDTH, 2.5))
+        figure, axes = plt.subplots(1, len(groups), squeeze=False, sharey=True, figsize=(TEXT_WIDTH, 2.9))
         for ax, (title, panel) in zip(axes[0], groups, strict=True):
             for i, (arm, rows) in enumerate(panel.groupby("arm", sort=False)):
                 ax.step(rows["time"], rows["share"], where="post", color=f"C{i}", ls=LINES[i], label=arm)
                 missed = rows[rows["censored"] > 0]
                 ax.plot(missed["time"], missed["share"], "|", color=f"C{i}", ms=9, mew=1.5)
             ax.set(title=title, xlabel=label, ylim=(-0.03, 1.05), xlim=(0, 1.02 * table["time"].max()))
-            ax.legend(fontsize=7.5)
+            ax.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.22))  # curves may be anywhere
         axes[0, 0].set_ylabel("share of runs still above")
     return released(figure)
 
@@ -212,7 +212,7 @@ def tuning(points: pd.DataFrame, label: str, columns: int = 4) -> Figure:
             ax.set_title(name, size=7, pad=2, color=BAD if best["edge"].any() else "black")
             ax.set(xscale="log")
             ax.tick_params(labelsize=7)
-            _decimal_log(ax, good)
+            _decimal_log(ax, [*good, good.min() / 1.08])  # room for the ring
         for ax in axes.flat[len(arms) :]:
             ax.set_visible(False)
         for ax in axes.flat[max(0, len(arms) - columns) : len(arms)]:
