@@ -82,7 +82,7 @@ def reductions(losses: Sequence[float], patience: int, threshold: float = 1e-4) 
     return count
 
 
-def optimiser(model: nn.Module, config: Optim, steps: int):
+def optimiser(model: nn.Module, config: Optim):
     """Adam with L2 in the gradient, AdamW, schedule-free AdamW (Defazio 2024) or Muon (Jordan 2024) beside AdamW.
 
     Norms and biases have no weight decay, unless `spare` is off, as it is by default for Adam.

@@ -92,7 +92,7 @@ def fit(
     standard, loss_of, batch = model.standard, losses.loss(config.loss), config.training.batch
     per_epoch = len(train) // batch
     total = per_epoch * config.training.epochs
-    opt = optim.optimiser(model, config.optim, total)
+    opt = optim.optimiser(model, config.optim)
     scaler = _scaler(config, on, dtype)
     average = copy.deepcopy(model) if config.training.ema else None
     judged = average or model

@@ -170,7 +170,7 @@ def test_decoupled_decay_spares_norms_and_biases(network_name, name, spare, othe
     """Without a gradient a step is the decay alone: w -> w (1 - lr decay)."""
     model = ones_without_gradient(network_name)
     settings = changed(ONECYCLE, name=name, lr=0.1, weight_decay=0.5, spare=spare)
-    optim.step(optim.optimiser(model, settings, 10), OFF, YES)
+    optim.step(optim.optimiser(model, settings), OFF, YES)
     assert_parameters(model, 0.95, other)
 
 
@@ -178,7 +178,7 @@ def test_decoupled_decay_spares_norms_and_biases(network_name, name, spare, othe
 def test_adam_decays_through_the_gradient(spare, other):
     """L2: without a gradient of its own, a parameter is moved by lr sign(w), however small the decay."""
     model = ones_without_gradient()
-    optim.step(optim.optimiser(model, changed(ADAM, lr=0.1, weight_decay=1e-2, spare=spare), 10), OFF, YES)
+    optim.step(optim.optimiser(model, changed(ADAM, lr=0.1, weight_decay=1e-2, spare=spare)), OFF, YES)
     assert_parameters(model, 0.9, other)
 
 
@@ -187,7 +187,7 @@ def test_settings_reach_every_group_of_their_step(name):
     """What has no decay gets none from the decay's schedule; beta2 stays."""
     free = {"schedule": "constant"} if name == "schedule-free" else {}
     settings = changed(ONECYCLE, name=name, spare=True, weight_decay=5e-4, final_decay=1e-5, **free)
-    opt = optim.optimiser(network(), settings, 10)
+    opt = optim.optimiser(network(), settings)
     for step in (0, 4, 9):
         now = optim.settings(settings, step, 10)
         optim.apply(opt, now)
@@ -201,13 +201,13 @@ def test_settings_reach_every_group_of_their_step(name):
 @pytest.mark.parametrize("settings", [ADAM, ONECYCLE, changed(ADAM, spare=True)])
 def test_optimiser_has_every_parameter_once(settings):
     model = network()
-    held = [id(p) for group in optim.optimiser(model, settings, 10).param_groups for p in group["params"]]
+    held = [id(p) for group in optim.optimiser(model, settings).param_groups for p in group["params"]]
     assert sorted(held) == sorted(map(id, model.parameters()))
 
 
 @pytest.mark.parametrize("settings", [ADAM, ONECYCLE])
 def test_optimiser_starts_with_the_configured_numbers(settings):
-    opt = optim.optimiser(nn.Linear(2, 2), settings, 10)
+    opt = optim.optimiser(nn.Linear(2, 2), settings)
     assert {(group["lr"], tuple(group["betas"])) for group in opt.param_groups} == {(settings.lr, settings.betas)}
     assert opt.param_groups[0]["weight_decay"] == settings.weight_decay
 
@@ -224,7 +224,7 @@ def test_update_ratio_is_the_median_over_weights():
 def test_second_moment_is_the_mean_square_of_the_gradients():
     """After one step it is (1 - beta2) g^2."""
     model = nn.Linear(3, 2)
-    opt = optim.optimiser(model, ONECYCLE, 10)
+    opt = optim.optimiser(model, ONECYCLE)
     for p in model.parameters():
         p.grad = torch.arange(1.0, p.numel() + 1).view_as(p)
     squares = sum(p.grad.square().sum().item() for p in model.parameters())

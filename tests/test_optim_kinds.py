@@ -38,7 +38,7 @@ def in_order(p):
 def test_muon_has_every_parameter_once_and_the_hidden_weights(name):
     """By storage: its matrices are views of the network's weights. First and last layers are AdamW's."""
     model = network(name)
-    opt = optim.optimiser(model, MUON, 10)
+    opt = optim.optimiser(model, MUON)
     places = {p.data_ptr(): key for key, p in model.named_parameters()}
     held = {
         part: [places[p.data_ptr()] for group in opt.parts[part].param_groups for p in group["params"]]
@@ -53,7 +53,7 @@ def test_muon_has_every_parameter_once_and_the_hidden_weights(name):
 
 def test_muon_shares_the_storage_of_channels_last_weights_through_a_resume():
     model, other = network(), with_gradients(network())
-    opt, kept = optim.optimiser(model, MUON, 10), optim.optimiser(other, MUON, 10)
+    opt, kept = optim.optimiser(model, MUON), optim.optimiser(other, MUON)
     optim.step(kept, OFF, YES)
     model.load_state_dict(other.state_dict())
     opt.load_state_dict(copy.deepcopy(kept.state_dict()))
@@ -71,7 +71,7 @@ def test_muon_shares_the_storage_of_channels_last_weights_through_a_resume():
 def test_muon_takes_torchs_step_on_plain_matrices():
     """On independent copies, in the order of indices; the order of columns is no matter but for bf16's rounding."""
     model = network()
-    opt = optim.optimiser(model, MUON, 10)
+    opt = optim.optimiser(model, MUON)
     start = [flat(p) for p, _ in opt.pairs]
     plain = [nn.Parameter(w.clone()) for w in start]
     theirs = torch.optim.Muon(plain, lr=0.01, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
@@ -89,7 +89,7 @@ def test_muon_takes_torchs_step_on_plain_matrices():
 
 def test_muon_clears_all_gradients():
     model = with_gradients(network())
-    optim.optimiser(model, MUON, 10).zero_grad()
+    optim.optimiser(model, MUON).zero_grad()
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -97,7 +97,7 @@ def test_muon_clears_all_gradients():
 def test_fp16_scale_leaves_every_gradient(settings):
     """Scaled by 2^10, unscaled and stepped, the weights are those of a step without scaling."""
     plain, scaled = with_gradients(network()), with_gradients(network())
-    a, b = (optim.optimiser(model, settings, 10) for model in (plain, scaled))
+    a, b = (optim.optimiser(model, settings) for model in (plain, scaled))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     scaler.scale(torch.zeros(()))
     for p in scaled.parameters():
@@ -136,7 +136,7 @@ def test_schedule_free_follows_its_formulas(decay):
     settings = changed(FREE, weight_decay=decay)
     model = nn.Module().double()
     model.w = nn.Parameter(torch.tensor(start))
-    opt = optim.optimiser(model, settings, 20)
+    opt = optim.optimiser(model, settings)
     expected = defazio(lambda y: curvature * y, start, 12, 4, 0.05, 0.9, 0.95, decay)
     for i in range(12):
         optim.train(opt, model)
@@ -173,7 +173,7 @@ def test_average_is_its_recurrence():
 def test_step_that_is_not_finite_leaves_weights_and_moments(settings):
     """Also its count: the next step is the one that would have come without it."""
     models = [network(), network()]
-    opts = [optim.optimiser(model, settings, 10) for model in models]
+    opts = [optim.optimiser(model, settings) for model in models]
     for seed in range(3):
         for model, opt in zip(models, opts, strict=True):
             optim.step(with_gradients(model, seed) and opt, OFF, YES)
@@ -187,7 +187,7 @@ def test_step_that_is_not_finite_leaves_weights_and_moments(settings):
 @pytest.mark.parametrize("settings", [MUON, FREE])
 def test_step_that_is_not_finite_leaves_weights_finite(settings):
     model = network()
-    opt = optim.optimiser(model, settings, 10)
+    opt = optim.optimiser(model, settings)
     optim.train(opt, model)
     optim.step(with_gradients(model) and opt, OFF, YES)
     for spoilt in (torch.nan, torch.inf):

@@ -94,7 +94,7 @@ def step_cost(config: Config, dtype: torch.dtype, batch: int | None = None) -> p
         model = evaluation.network(config).train()
         for p in model.parameters():  # `to` cannot swap these
             p.data = p.data.contiguous(memory_format=torch.channels_last_3d) if p.ndim == 5 else p.data
-        opt = optim.optimiser(model, config.optim, 2)
+        opt = optim.optimiser(model, config.optim)
         volumes = torch.zeros(size, 2, grid, grid, grid, dtype=torch.float16)
         for _ in range(2):  # the first leaves the optimiser's state behind
             with FlopCounterMode(display=False) as flops, Traffic() as traffic:
