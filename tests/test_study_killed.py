@@ -17,7 +17,7 @@ from tiny import CLOCKED, a_run, states
 from dotlib import checkpoint, study, trainer
 from dotlib.study import StudyError
 
-LONG = 90  # it must not end before it is killed
+LONG = 30
 START = study._start_worker
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,9 +29,9 @@ def three(store):
 
 
 def save_each_epoch(*arguments):
-    """In a worker: a kill comes after a checkpoint."""
+    """In a worker: a kill comes after a checkpoint, and before the run's end, however slow the one who kills is."""
     START(*arguments)
-    trainer.fit = functools.partial(trainer.fit, save_every=0.0)
+    trainer.fit = functools.partial(trainer.fit, save_every=0.0, report=lambda row: time.sleep(0.5))
 
 
 def compute_on_one_core(store):
@@ -110,7 +110,8 @@ def disturbed(tmp_path_factory, mortal):
         patch.setattr(study, "cpu_cores", lambda: 1)
         patch.setattr(study, "_start_worker", save_each_epoch)
         work = thread.submit(study.compute, three(store))
-        wait_for(lambda: epoch() > again)
+        wait_for(lambda: epoch() > again or work.done())
+        assert not work.done(), work.exception()
         for child in psutil.Process().children():
             if "spawn_main" in " ".join(child.cmdline()):
                 child.kill()

@@ -1,5 +1,6 @@
 """What can befall W&B: one line on standard error, and a training process that notices nothing else."""
 
+import re
 import resource
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from dotlib import tracking
 
 QUICK = 3.0  # seconds that a call may take that has nothing to wait for
 LINE = "dotlib: W&B tracking ended ({}); the run goes on without\n"
+ENDED = "its process ended with code -9"
+NAMED = re.escape(LINE).replace(r"\{\}", r"[\w.]*Error.*")  # whichever of wandb's threads notices first names it
 
 
 def wait_for(what, seconds=30):
@@ -71,8 +74,8 @@ def test_killed_process_is_one_line(tmp_path, capfd, victim):
     assert timed(tracker.epoch, *told(1)) < QUICK
     wait_for(lambda: ended(recorder))
     finish_quickly(tracker, recorder, service)
-    reason = {"service": "ConnectionResetError: Connection lost", "recorder": "its process ended with code -9"}[victim]
-    assert capfd.readouterr() == ("", LINE.format(reason))
+    out, err = capfd.readouterr()
+    assert out == "" and re.fullmatch(NAMED if victim == "service" else re.escape(LINE.format(ENDED)), err)
 
 
 def test_service_killed_before_the_end_is_one_line(tmp_path, capfd):
@@ -81,7 +84,8 @@ def test_service_killed_before_the_end_is_one_line(tmp_path, capfd):
     wait_for(lambda: ended(service))
     assert timed(tracker.finish) < tracking.PATIENCE
     finish_quickly(tracker, recorder, service)
-    assert capfd.readouterr() == ("", LINE.format("ConnectionResetError: Connection lost"))
+    out, err = capfd.readouterr()
+    assert out == "" and re.fullmatch(NAMED, err)
 
 
 def test_service_that_stands_still_is_waited_for_no_longer(tmp_path, capfd, monkeypatch):
