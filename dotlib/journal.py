@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from . import checkpoint
 from .config import Config
 
-SHARE, LONGEST = (
-    100,
-    300.0,
-)  # a checkpoint may take a hundredth of the time, but is not put off for longer than this (s)
+SHARE = 100  # saving may take a hundredth of the time,
+LONGEST = 300.0  # but is put off by so many seconds at most
 
 
 class Journal:
