@@ -6,7 +6,8 @@ The floors; imports point down only, and between modules of one floor only where
 1. `physics`, `data.phantoms`, `data.surface`, `data.probe`, `arms`, `losses`, `models`, `optim`: the parts. `physics`
    knows no anatomy and `phantoms` no light.
 2. the rest of `data`: a configuration's phantoms, readings, split and volumes; light and anatomy meet in `recording`.
-3. `checkpoint`, `evaluation`, `journal`, `machine`, `memory`, `monitor`, `tracking`, `trainer`: one run.
+3. `checkpoint`, `evaluation`, `journal`, `machine`, `memory`, `monitor`, `tracking`, `trainer`: one run; `records`:
+   the committed results of many.
 4. `study`, `results`, `trivial`, `comparison`: many runs and what they are compared with; `sections`: what one section
    of the thesis computes.
 5. `plots`, `report`, `chapter`, `bench*`, `workbook`, `__main__`: what a person sees.

@@ -124,13 +124,13 @@ def _runs(arguments: argparse.Namespace) -> dict:
 
 def _study(arguments: argparse.Namespace) -> int:
     wanted = _runs(arguments)
-    from . import results, study
+    from . import records, results, study
 
     study.compute(wanted)
     histories = {key: run.result() for key, run in wanted.items()}
     if arguments.record:
         folder = root() / "results" / arguments.study
-        results.save(results.record(histories, arguments.profile), folder)
+        records.save(results.record(histories, arguments.profile), folder)
         print(f"recorded in {folder}")
     _status(arguments)
     failed = {key: history.failed for key, history in histories.items() if history.failed}

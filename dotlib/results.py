@@ -1,11 +1,6 @@
 """A study's numbers, from its runs or from the committed results/, as the same tables."""
 
-import hashlib
-import io
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -13,54 +8,9 @@ import torch
 from . import config as configuration
 from . import study
 from .arms import STUDIES
-from .config import ConfigError, Frozen, ProfileName
+from .config import ConfigError
+from .records import Record, load
 from .trainer import History
-
-COLUMNS = (("nrmse", "mua"), ("nrmse", "musp"), ("legacy_rmse", ""))  # of the metrics, what is committed
-CURVES = ("arm", "seed", "epoch", "train_loss", "validation_loss", "nrmse_mua", "update_ratio", "skipped")
-KEYS = ["arm", "seed", "checkpoint", "metric", "channel"]
-DIGITS = "%.6g"
-TABLES = ("metrics", "epochs", "runs")
-TEXT = dict.fromkeys(("failed", "config", "data", "code", "commit"), str)  # digests, some of which look like numbers
-
-
-class ResultsError(ValueError):
-    """A record in results/ that cannot be used, as one line."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """A study's tables.
-
-    `metrics`: arm, seed, checkpoint, metric, phantom, inclusion, channel, value; `epochs`: arm, seed and a row per
-    epoch; `runs`: a row per run with what it ran as, `failed` where it diverged; `source`: where they come from.
-    """
-
-    metrics: pd.DataFrame
-    epochs: pd.DataFrame
-    runs: pd.DataFrame
-    profile: str
-    source: str
-
-    @property
-    def seeds(self) -> int:
-        """The number of paired seeds: of the arm that has the fewest."""
-        return int(self.runs.groupby("arm")["seed"].nunique().min())
-
-    @property
-    def provenance(self) -> dict[str, str]:
-        """What a table of these runs rests on."""
-        runs = {f"{r.arm}, seed {r.seed}": f"{r.config}, code {r.code}" for r in self.runs.itertuples()}
-        return {"data": ", ".join(sorted(set(self.runs["data"])))} | runs
-
-
-class About(Frozen):
-    """What a committed record says of itself; `tables` holds a digest of each."""
-
-    profile: ProfileName
-    runs: int
-    base: dict[str, Any]
-    tables: dict[str, str]
 
 
 def record(histories: dict[tuple[str, int], History], profile: str) -> Record:
@@ -98,52 +48,3 @@ def evidence(name: str, profile: str, seeds: int, store: Path, folder: Path) -> 
     if wanted and not missing:
         return record({key: run.result() for key, run in wanted.items()}, profile)
     return load(folder / name) if (folder / name).is_dir() else None
-
-
-def save(found: Record, folder: Path) -> None:
-    """Write metrics.csv (a column per phantom), epochs.csv, runs.csv and about.json, replacing what was there.
-
-    Raises ResultsError where a larger record would be lost: one of a larger profile, or of more runs.
-    """
-    if (folder / "about.json").exists():
-        former, sizes = load(folder), list(configuration.PROFILES)
-        if (sizes.index(former.profile), len(former.runs)) > (sizes.index(found.profile), len(found.runs)):
-            held = f"{len(former.runs)} runs of profile {former.profile}"
-            raise ResultsError(f"{folder}: holds {held}; remove it to record {len(found.runs)} of {found.profile}")
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = [found.metrics[(found.metrics["metric"] == m) & (found.metrics["channel"] == c)] for m, c in COLUMNS]
-    wide = pd.concat(kept).pivot(index=KEYS, columns="phantom", values="value").reset_index()
-    tables = dict(zip(TABLES, (wide, found.epochs[list(CURVES)], found.runs), strict=True))
-    texts = {name: t.to_csv(index=False, float_format=DIGITS, lineterminator="\n") for name, t in tables.items()}
-    for name, text in texts.items():
-        (folder / f"{name}.csv").write_text(text, encoding="utf-8")
-    about = {"profile": found.profile, "runs": len(found.runs), "base": _base(found.profile)}
-    about |= {"tables": {name: _digest(text) for name, text in texts.items()}}
-    (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-
-
-def load(folder: Path) -> Record:
-    """A committed record. Raises ResultsError for one that is incomplete, changed, or of another base configuration."""
-    try:
-        values = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        about = configuration.validate(About, values, "about.json")
-        texts = {name: (folder / f"{name}.csv").read_text(encoding="utf-8") for name in TABLES}
-    except (OSError, ValueError, TypeError) as error:
-        raise ResultsError(f"{folder}: {str(error).splitlines()[0]}") from None
-    changed = [f"{name}.csv" for name, text in texts.items() if _digest(text) != about.tables.get(name)]
-    if changed:
-        raise ResultsError(f"{folder}: {', '.join(changed)} changed since it was recorded")
-    if about.base != _base(about.profile):
-        raise ResultsError(f"{folder}: recorded with another base configuration than profile {about.profile} has")
-    wide, epochs, runs = (pd.read_csv(io.StringIO(text), dtype=TEXT) for text in texts.values())
-    metrics = wide.fillna({"channel": ""}).melt(KEYS, var_name="phantom").astype({"phantom": int})
-    runs = runs.fillna({"failed": ""})
-    return Record(metrics.assign(inclusion=-1), epochs, runs, about.profile, f"{folder.parent.name}/{folder.name}")
-
-
-def _base(profile: str) -> dict[str, Any]:
-    return configuration.profile(profile).base.model_dump(mode="json", exclude_defaults=True)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

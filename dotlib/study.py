@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from . import arms as known
 from . import config as configuration
-from . import machine, tracking, trainer
+from . import machine, records, tracking, trainer
 from .config import Config, ConfigError, Optim
 from .data import dataset
 from .provenance import code_digest, commit
@@ -83,15 +83,37 @@ def runs(arms: Iterable[str], profile: str, seeds: int, store: Path, first: int 
 
 
 def tuned(candidate: str, profile: str, store: Path) -> Optim | None:
-    """The optimiser that tuning found best, by validation nrmse of mua at its end; None where not computed."""
+    """The optimiser that tuning found best, by validation nrmse of mua at its end.
+
+    The tuning's runs are those of the store, else those recorded in results/; None where neither has them all.
+    """
     wanted = runs(known.TUNING[candidate], profile, 1, store, known.TUNING_SEED)
     if any(run.infra.status() != "completed" for run in wanted.values()):
-        return None
-    histories = {key: run.result() for key, run in wanted.items()}
-    scores = {key: h.epochs["nrmse_mua"].iloc[-1] for key, h in histories.items() if not h.failed}
+        scores = _recorded(wanted, configuration.root() / "results" / "4.3-tuning")
+        if scores is None:
+            return None
+    else:
+        histories = {key: run.result() for key, run in wanted.items()}
+        scores = {key: h.epochs["nrmse_mua"].iloc[-1] for key, h in histories.items() if not h.failed}
     if not scores:
         raise StudyError(f"tuning of {candidate}: every run diverged")
     return wanted[min(scores, key=scores.get)].config.optim
+
+
+def _recorded(wanted: dict[tuple[str, int], Run], folder: Path) -> dict[tuple[str, int], float] | None:
+    """Validation nrmse of mua at the end of those of the runs that did not diverge; None where not all are recorded.
+
+    A run is known by its configuration: another machine draws phantoms whose bits, and so the data's key, may differ.
+    """
+    if not folder.is_dir():
+        return None
+    found = records.load(folder)
+    names = {(row.arm, row.seed): row.config for row in found.runs.itertuples()}
+    if any(names.get(key) != run.config.digest() for key, run in wanted.items()):
+        return None
+    whole = found.runs.loc[found.runs["failed"] == "", ["arm", "seed"]]
+    ends = found.epochs.merge(whole).groupby(["arm", "seed"])["nrmse_mua"].last()
+    return {key: ends[key] for key in wanted if key in ends.index}
 
 
 def members(study: str, profile: str, seeds: int, store: Path) -> dict[tuple[str, int], Run]:

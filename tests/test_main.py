@@ -12,7 +12,7 @@ import pytest
 from tiny import Inline, a_run
 
 from dotlib import __main__ as command
-from dotlib import arms, bench, config, results, study, trainer, workbook
+from dotlib import arms, bench, config, records, study, trainer, workbook
 from dotlib.data import checks, phantoms, simulate, store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -278,7 +278,7 @@ def test_record_writes_what_can_be_loaded(project, capsys, one_diverges):
     command.main([*STUDY])
     folder = project / "results" / "4.2-baseline"
     assert f"recorded in {folder}\n" in capsys.readouterr().out
-    found = results.load(folder)
+    found = records.load(folder)
     assert [bool(failed) for failed in found.runs.failed] == [False, True] and found.profile == "smoke"
     assert not any(str(project) in path.read_text() for path in folder.iterdir())
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from dotlib import arms, chapter, config, report, results, stats
+from dotlib import arms, chapter, config, records, report, stats
 from dotlib.sections import factorial, hypotheses, optimisers, schedules, speed
 
 PHANTOMS, EPOCHS = 8, 10
@@ -46,7 +46,7 @@ def record_of(levels, seeds=5, spread=0.0, gap=None, precision=None, failed=(), 
                 }
                 metrics.append(pd.DataFrame(key | {"phantom": np.arange(PHANTOMS), "value": value}))
     frames = (pd.concat(metrics, ignore_index=True), pd.concat(epochs, ignore_index=True), pd.DataFrame(runs))
-    return results.Record(*frames, profile, "made up")
+    return records.Record(*frames, profile, "made up")
 
 
 def percent(log):
@@ -277,7 +277,7 @@ def test_answer_puts_negative_results_first():
 def test_hypotheses_name_arms_and_recorded_studies():
     assert {arm for h in hypotheses.HYPOTHESES for arm in (h.a, h.b)} <= set(arms.ARMS)
     assert set(optimisers.STUDIES) <= set(arms.STUDIES)
-    assert set(optimisers.ERRORS.values()) <= set(results.COLUMNS)
+    assert set(optimisers.ERRORS.values()) <= set(records.COLUMNS)
     recorded = {arm for name in optimisers.STUDIES for arm in arms.STUDIES[name].arms}
     named = {*optimisers.ADDITIONS, *(arm for names in optimisers.ADDITIONS.values() for arm in names)}
     named |= {arm for shares in optimisers.BUDGETS.values() for arm in shares.values()}

@@ -73,6 +73,7 @@ FLOORS = {
     "monitor": (3,),
     "tracking": (3,),
     "trainer": (3, "evaluation", "journal", "machine", "memory", "monitor"),
+    "records": (3,),
     "study": (4,),
     "results": (4, "study"),
     "trivial": (4,),

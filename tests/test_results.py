@@ -13,9 +13,9 @@ import torch
 from scipy import stats as scipy_stats
 from tiny import Inline
 
-from dotlib import arms, comparison, config, machine, results, study, trainer
+from dotlib import arms, comparison, config, machine, records, results, study, trainer
 from dotlib.config import ConfigError
-from dotlib.results import ResultsError
+from dotlib.records import ResultsError
 
 ERRORS = {"nrmse mua": ("nrmse", "mua"), "nrmse musp": ("nrmse", "musp"), "legacy RMSE": ("legacy_rmse", "")}
 PAIRS = [("stage1-onecycle", "stage1-adam"), ("legacy-adam", "stage1-adam")]
@@ -40,7 +40,7 @@ def found():
 
 @pytest.fixture
 def folder(found, tmp_path):
-    results.save(found, tmp_path / "results" / STUDY)
+    records.save(found, tmp_path / "results" / STUDY)
     return tmp_path / "results" / STUDY
 
 
@@ -49,7 +49,7 @@ def contents(folder):
 
 
 def test_record_says_the_same_after_the_trip(found, folder):
-    loaded = results.load(folder)
+    loaded = records.load(folder)
     a, b = (comparison.contrasts(r.metrics, PAIRS, ERRORS) for r in (found, loaded))
     for column, tolerance in (
         ("effect, %", 1e-3),
@@ -68,7 +68,7 @@ def test_record_says_the_same_after_the_trip(found, folder):
 def test_loaded_contrast_is_that_of_the_histories(folder):
     """Paired t over seeds, of the numbers that the runs gave."""
     runs = {(arm, seed): run_of(arm, seed) for arm in ARMS[:2] for seed in range(4)}
-    table = comparison.contrasts(results.load(folder).metrics, PAIRS[:1], {"nrmse mua": ("nrmse", "mua")})
+    table = comparison.contrasts(records.load(folder).metrics, PAIRS[:1], {"nrmse mua": ("nrmse", "mua")})
     logs = {arm: [] for arm in ARMS[:2]}
     for (arm, _), h in runs.items():
         values = h.metrics.set_index(["metric", "channel", "checkpoint"]).sort_index()["value"]
@@ -78,7 +78,7 @@ def test_loaded_contrast_is_that_of_the_histories(folder):
 
 
 def test_tables_are_those_that_were_recorded(found, folder):
-    loaded = results.load(folder)
+    loaded = records.load(folder)
     keys = ["arm", "seed", "checkpoint", "metric", "channel", "phantom"]
     kept = found.metrics.merge(loaded.metrics, on=keys, how="right", suffixes=("", " loaded"))
     assert len(kept) == len(loaded.metrics) == 3 * 4 * 2 * 3 * histories.PHANTOMS  # arms, seeds, checkpoints, errors
@@ -88,7 +88,7 @@ def test_tables_are_those_that_were_recorded(found, folder):
 
 
 def test_failed_runs_survive_the_trip(found, folder):
-    loaded = results.load(folder)
+    loaded = records.load(folder)
     failed = loaded.runs[loaded.runs.failed != ""]
     assert list(zip(failed.arm, failed.seed, failed.failed, strict=True)) == [
         ("legacy-adam", 1, LINE),
@@ -105,8 +105,8 @@ def test_failed_runs_survive_the_trip(found, folder):
 
 
 def test_bytes_are_the_same_when_saved_again(found, folder, tmp_path):
-    results.save(found, tmp_path / "twice")
-    results.save(results.load(folder), tmp_path / "loaded")
+    records.save(found, tmp_path / "twice")
+    records.save(records.load(folder), tmp_path / "loaded")
     assert contents(folder) == contents(tmp_path / "twice") == contents(tmp_path / "loaded")
     assert set(contents(folder)) == set(FILES)
 
@@ -114,16 +114,16 @@ def test_bytes_are_the_same_when_saved_again(found, folder, tmp_path):
 def test_saving_replaces_what_is_no_larger(found, folder):
     before = contents(folder)
     fewer = dataclasses.replace(found, runs=found.runs[found.runs.seed < 2])
-    with pytest.raises(results.ResultsError, match=r"holds 12 runs of profile smoke; remove it to record 6 of smoke"):
-        results.save(fewer, folder)
+    with pytest.raises(records.ResultsError, match=r"holds 12 runs of profile smoke; remove it to record 6 of smoke"):
+        records.save(fewer, folder)
     assert contents(folder) == before
-    results.save(fewer, folder.with_name("other"))
-    results.save(found, folder.with_name("other"))
+    records.save(fewer, folder.with_name("other"))
+    records.save(found, folder.with_name("other"))
     assert contents(folder.with_name("other")) == before
-    results.save(dataclasses.replace(fewer, profile="quick"), folder)
-    assert len(results.load(folder).runs) == 6
-    with pytest.raises(results.ResultsError, match=r"holds 6 runs of profile quick"):
-        results.save(found, folder)
+    records.save(dataclasses.replace(fewer, profile="quick"), folder)
+    assert len(records.load(folder).runs) == 6
+    with pytest.raises(records.ResultsError, match=r"holds 6 runs of profile quick"):
+        records.save(found, folder)
 
 
 def test_files_are_plain_tables_without_a_path_of_this_machine(folder, tmp_path):
@@ -142,7 +142,7 @@ def test_size_is_a_few_kilobytes_a_run(tmp_path):
         ("stage1-adam", seed): histories.made_up(arms.arm("stage1-adam", "quick", seed), phantoms=64)
         for seed in range(5)
     }
-    results.save(results.record(made, "quick"), tmp_path / "five")
+    records.save(results.record(made, "quick"), tmp_path / "five")
     size = sum(map(len, contents(tmp_path / "five").values())) / 5
     assert 1000 < size < 8000
 
@@ -185,7 +185,7 @@ def test_damaged_record_is_one_line(folder, fault):
     damage, part = FAULTS[fault]
     damage(folder)
     with pytest.raises(ResultsError) as error:
-        results.load(folder)
+        records.load(folder)
     line = str(error.value)
     assert "\n" not in line and line.startswith(f"{folder}: ") and part in line
     assert isinstance(error.value, ValueError)
@@ -196,12 +196,12 @@ def test_record_of_another_base_configuration_is_one_line(folder, monkeypatch):
     other = dataclasses.replace(size, base=config.replace(size.base, {"model.width": 6}))
     monkeypatch.setitem(config.PROFILES, "smoke", other)
     with pytest.raises(ResultsError, match=r"recorded with another base configuration than profile smoke has$"):
-        results.load(folder)
+        records.load(folder)
 
 
 def test_digests_that_look_like_numbers_stay_text(folder):
-    assert set(results.load(folder).runs["data"]) == {"000012345678"}
-    assert set(results.load(folder).runs["code"]) == {"12345e678901"}
+    assert set(records.load(folder).runs["data"]) == {"000012345678"}
+    assert set(records.load(folder).runs["code"]) == {"12345e678901"}
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ def test_without_either_there_is_none(store, tmp_path, nothing_computes):
 
 
 def test_study_that_is_not_tuned_here_comes_from_results(store, found, tmp_path, nothing_computes):
-    results.save(found, tmp_path / "results" / "4.3-factorial")
+    records.save(found, tmp_path / "results" / "4.3-factorial")
     there = tmp_path / "results" / "4.3-factorial"
     assert taken(store, there, name="4.3-factorial").source == "results/4.3-factorial"
 
