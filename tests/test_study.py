@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 from pathlib import Path
 
 import filelock
@@ -12,7 +13,7 @@ import pytest
 import torch
 from tiny import Inline, Stop, a_run, states
 
-from dotlib import arms, config, machine, study, tracking, trainer
+from dotlib import arms, config, machine, records, results, study, tracking, trainer
 from dotlib.config import ConfigError
 from dotlib.data import dataset, split
 from dotlib.study import StudyError
@@ -171,6 +172,22 @@ def test_tuned_arm_waits_for_its_whole_tuning(tmp_path, tuning):
     with pytest.raises(ConfigError) as error:
         study.runs(["stage1-adam", CANDIDATE], "smoke", 1, tmp_path)
     assert line(error) == f"arm {CANDIDATE}: its tuning is not computed in this profile; study 4.3-tuning does it"
+
+
+def test_recorded_tuning_serves_where_it_is_not_computed(tmp_path, tuning, monkeypatch):
+    names, _ = tuning
+    wanted = study.runs(names, "smoke", 1, tmp_path / "there", arms.TUNING_SEED)
+    study.compute(wanted)
+    best, folder = study.tuned(CANDIDATE, "smoke", tmp_path / "there"), tmp_path / "results" / "4.3-tuning"
+    monkeypatch.setattr(config, "root", lambda: tmp_path)
+    assert study.tuned(CANDIDATE, "smoke", tmp_path / "here") is None
+    found = {key: run.result() for key, run in wanted.items()}
+    records.save(results.record(found, "smoke"), folder)
+    assert study.tuned(CANDIDATE, "smoke", tmp_path / "here") == best
+    assert study.tuned(CANDIDATE, "quick", tmp_path / "here") is None  # recorded at another size
+    shutil.rmtree(folder)
+    records.save(results.record(dict(list(found.items())[1:]), "smoke"), folder)
+    assert study.tuned(CANDIDATE, "smoke", tmp_path / "here") is None  # one run is not recorded
 
 
 def test_micro_batch_that_depends_on_the_machine_is_refused(tmp_path, monkeypatch):
