@@ -84,22 +84,21 @@ class Page:
         make: Callable[[Any], Any],
         name: str,
         caption: str,
-        needs: Sequence[str] = (),
         cites: Sequence[str] = (),
     ) -> Any:
         """Make a figure or table of the record, write it under the record's profile, and show it over its caption.
 
-        A table is shown `readable`. Without a record, or without a run of any arm in `needs` (all arms where it is
-        empty), a line says so instead, and what a former run wrote under the name is removed.
+        A table is shown `readable`. Without a record a line says so instead, and what a former run wrote under the name
+        is removed.
         """
-        if self.record is None or self.runs(needs).empty:
+        if self.record is None:
             self.book.remove(name)
             return Line(f"*{name}*: {self.missing}.")
         made = make(self.record)
         book, inputs = replace(self.book, profile=self.record.profile), self.record.provenance
-        book.save(made, name, caption, task=self.task, n=self.n(needs), inputs=inputs, cites=cites)
-        words = Line(f"{italic(caption)} {self.scope(needs)}")
-        return Shown(readable(made, self.scope(needs)) if isinstance(made, pd.DataFrame) else made, words)
+        book.save(made, name, caption, task=self.task, n=self.n(), inputs=inputs, cites=cites)
+        words = Line(f"{italic(caption)} {self.scope()}")
+        return Shown(readable(made, self.scope()) if isinstance(made, pd.DataFrame) else made, words)
 
     def say(self, make: Callable[[Any], str]) -> Line:
         """Markdown made of the record, under its scope, or why there is none."""
@@ -107,18 +106,13 @@ class Page:
             return Line(f"Nothing to say: {self.missing}.")
         return Line(f"{self.scope()}\n\n{make(self.record)}")
 
-    def scope(self, needs: Sequence[str] = ()) -> str:
-        """What the numbers of these arms are of: task, the record's profile, n."""
-        return f"Task: {self.task}; profile: {self.record.profile}; n = {self.n(needs)}."
+    def scope(self) -> str:
+        """What the numbers are of: task, the record's profile, n."""
+        return f"Task: {self.task}; profile: {self.record.profile}; n = {self.n()}."
 
-    def runs(self, needs: Sequence[str] = ()) -> pd.DataFrame:
-        """The record's runs of these arms, or of all."""
-        runs = self.record.runs
-        return runs[runs["arm"].isin(list(needs))] if needs else runs
-
-    def n(self, needs: Sequence[str] = ()) -> str:
-        """What the numbers of these arms rest on: phantoms, seeds an arm."""
-        counts = self.runs(needs).groupby("arm").size()
+    def n(self) -> str:
+        """What the numbers rest on: phantoms, seeds an arm."""
+        counts = self.record.runs.groupby("arm").size()
         few, many = counts.min(), counts.max()
         seeds = f"{few}-{many} seeds" if few < many else f"{many} seeds" if many > 1 else "1 seed"
         return f"{self.record.metrics['phantom'].nunique()} phantoms, {seeds}"

@@ -39,7 +39,7 @@ def test_what_is_not_computed_takes_the_former_artefact_away(tmp_path, page, fig
     page.show(lambda r: TABLE, "ends", "Kept by no one.", cites=["wang2004"])
     page.show(lambda r: figure, "ends", "Drawn under the same name.", cites=["wang2004"])
     page.show(lambda r: TABLE, "ends-seeds", "Another.", cites=["holm1979"])
-    line = page.show(lambda r: TABLE, "ends", "C.", needs=["b"])
+    line = chapter.Page(page.book, None).show(lambda r: TABLE, "ends", "C.")
     assert isinstance(line, chapter.Line) and "not computed" in line
     assert names(tmp_path) == ["4.3-ends-seeds.csv", "4.3-ends-seeds.json", "4.3-ends-seeds.tex", "all.tex",
                                "references.bib"]  # fmt: skip

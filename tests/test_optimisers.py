@@ -143,19 +143,44 @@ def test_confirmatory_intervals_share_five_per_cent():
     assert [-found.high, -found.low] == pytest.approx(table.loc[0, ["low", "high"]].tolist())
 
 
-def test_pool_takes_a_shared_run_once_and_leaves_other_profiles_out():
-    ends, again = record_of({"a": -1, "b": -2}), record_of({"b": -5, "c": -3}, seeds=7)
-    other = record_of({"d": 0}, profile="full")
-    pooled = optimisers.pool({"4.3-ends": ends, "4.3-additions": again, "4.3-sensitivity": other, "4.3-tuning": other})
-    table = optimisers.errors(pooled)
-    assert table.groupby("arm").size().to_dict() == {"a": 5, "b": 7, "c": 7}
-    assert len(pooled.runs) == 19 and pooled.profile == "quick" and pooled.source.count("made up") == 2
-    pd.testing.assert_frame_equal(table.loc["b"].loc[:4], optimisers.errors(ends).loc["b"])
-    assert optimisers.pool({"4.3-ends": None, "4.3-tuning": other}) is None
+def test_study_of_another_profile_than_the_first_is_not_judged():
+    here, other = record_of({"a": -1, "b": -2}), record_of({"d": 0}, profile="full")
+    evidence = {"4.3-tuning": other, "4.3-ends": None, "4.3-factorial": here, "4.3-sensitivity": other}
+    assert optimisers.judged(evidence) == {"4.3-factorial": here}
+    assert optimisers.judged({"4.3-ends": None, "4.3-tuning": other}) == {}
+
+
+def test_together_keeps_each_studys_run_of_a_shared_arm():
+    first, second = record_of({"a": -1, "b": -2}), record_of({"b": -5, "c": -3}, seeds=7)
+    every = optimisers.together({"4.3-ends": first, "4.3-additions": second})
+    assert every.runs.groupby("arm").size().to_dict() == {
+        "4.3-ends: a": 5, "4.3-ends: b": 5, "4.3-additions: b": 7, "4.3-additions: c": 7
+    }  # fmt: skip
+    assert len(every.provenance) == 1 + 24 and every.source == "made up; made up"
+    assert len(every.metrics) == len(first.metrics) + len(second.metrics)
+    assert optimisers.together({}) is None
+
+
+def everywhere(record):
+    return dict.fromkeys(optimisers.STUDIES, record)
+
+
+def test_verdict_takes_both_arms_from_the_study_with_most_seeds():
+    assert hypotheses.study_of(hypotheses.HYPOTHESES[0]) == "4.3-ends"
+    levels = {"stage1-onecycle": -0.1, "stage1-adam": 0.0, "stage1-onecycle-50": 0.2, "progressive-specified": -0.3}
+    other = record_of({"stage1-onecycle": 3.0, "stage1-adam": -3.0}, seeds=10)
+    table = hypotheses.verdicts({"4.3-ends": other, "4.3-additions": record_of(levels)}, {}).set_index("hypothesis")
+    found = -np.log1p(-table["found, %"] / 100)
+    assert table.loc["H1, as specified", "seeds"] == 10 and found["H1, as specified"] == pytest.approx(-6.0)
+    assert found["H10"] == pytest.approx(0.3) and found["H11, as specified"] == pytest.approx(0.3)
+    alone = hypotheses.verdicts({"4.3-additions": record_of(levels)}, {}).set_index("hypothesis")
+    assert alone.loc["H1, as specified", ["verdict", "note", "failed"]].tolist() == [
+        "not computed", "its study is not computed", 0
+    ]  # fmt: skip
 
 
 def verdict_of(levels, name, **options):
-    table = hypotheses.verdicts(record_of(levels, **options), {}).set_index("hypothesis")
+    table = hypotheses.verdicts(everywhere(record_of(levels, **options)), {}).set_index("hypothesis")
     return tuple(table.loc[name, ["verdict", "against 0", "note"]])
 
 
@@ -177,7 +202,7 @@ def test_verdict_compares_the_interval_with_what_was_promised(a, spread, expecte
 def test_verdict_on_an_arm_that_was_not_run_is_not_computed():
     verdict, _, note = verdict_of({"stage1-onecycle": 0, "stage1-adam": 0}, "H8")
     assert (verdict, note) == ("not computed", "an arm has no runs")
-    table = hypotheses.verdicts(record_of({"x": 0}), {})
+    table = hypotheses.verdicts(everywhere(record_of({"x": 0})), {})
     assert (table["verdict"] == "not computed").all() and len(table) == len(hypotheses.HYPOTHESES)
 
 
@@ -215,7 +240,11 @@ def test_speed_is_judged_by_the_epochs_saved(a, verdict):
     record.epochs["nrmse_mua"] /= record.epochs.groupby("seed")["nrmse_mua"].transform("min")  # seeds alike
     target = 1.001 * np.exp(0.3 + 0.15 * 2 if a > 0 else 0.3 - a - 0.3)
     found = speed.times(record, tuple(levels), target)
-    row = hypotheses.verdicts(record, {"as specified": target}).set_index("hypothesis").loc["H1, speed as specified"]
+    row = (
+        hypotheses.verdicts(everywhere(record), {"as specified": target})
+        .set_index("hypothesis")
+        .loc["H1, speed as specified"]
+    )
     b, a = (int(found[arm].epochs[0]) for arm in ("stage1-adam", "stage1-onecycle"))
     assert row["found, %"] == pytest.approx(100 * (1 - a / b)) and row["verdict"] == verdict
     assert speed.ups(record, {"as specified": target})["speed-up"][0] == pytest.approx(b / a)
@@ -232,7 +261,7 @@ def test_failed_run_never_reaches_the_target_and_stays_in_the_tables():
     assert optimisers.ends(record)["failed"].tolist() == [1, 0]
     assert optimisers.runs_of(record, ["stage1-adam"])["failed"].tolist().count("") == 4
     assert optimisers.gaps(record, list(levels)).index.tolist() == [0, 2, 3, 4]
-    table = hypotheses.verdicts(record, {}).set_index("hypothesis")
+    table = hypotheses.verdicts(everywhere(record), {}).set_index("hypothesis")
     assert table.loc["H1, as specified", "failed"] == 1
     assert "1 failed" in hypotheses.answer(table.reset_index())
 
@@ -240,7 +269,8 @@ def test_failed_run_never_reaches_the_target_and_stays_in_the_tables():
 def test_failed_run_of_an_unpaired_seed_is_not_counted_with_the_contrast():
     record = record_of({"stage1-onecycle": -0.3, "stage1-onecycle-50": 0.0}, failed=[("stage1-onecycle", 3)])
     few = [frame[(frame["arm"] == "stage1-onecycle") | (frame["seed"] < 3)] for frame in (record.metrics, record.runs)]
-    found = hypotheses.verdicts(dataclasses.replace(record, metrics=few[0], runs=few[1]), {}).set_index("hypothesis")
+    fewer = dataclasses.replace(record, metrics=few[0], runs=few[1])
+    found = hypotheses.verdicts(everywhere(fewer), {}).set_index("hypothesis")
     assert found.loc["H10", ["seeds", "failed"]].tolist() == [3, 0]
 
 
@@ -265,7 +295,8 @@ def test_survival_ends_at_the_share_that_missed_and_ticks_it():
 
 def test_answer_puts_negative_results_first():
     table = hypotheses.verdicts(
-        record_of({"stage1-onecycle": -0.5, "stage1-adam": 0, "progressive-specified": 0.1}, spread=0.001), {}
+        everywhere(record_of({"stage1-onecycle": -0.5, "stage1-adam": 0, "progressive-specified": 0.1}, spread=0.001)),
+        {},
     )
     answer = hypotheses.answer(table)
     words = [line.split("**")[1].split(": ")[1] for line in answer.splitlines()]
@@ -356,26 +387,24 @@ def test_one_cycle_overwrites_beta1_and_ends_where_it_should():
     assert facts.loc[["stage1-adam", "adamw-constant"], "mean / highest"].tolist() == pytest.approx([1, 1])
 
 
-def test_page_without_a_record_or_an_arm_is_one_line(tmp_path):
+def test_page_without_a_record_is_one_line(tmp_path):
     book = report.Book("4.3", "smoke", tmp_path)
     line = chapter.Page(book, None).show(optimisers.ends, "ends", "C.")
     assert "not computed" in line and line._repr_markdown_() == line and "\n" not in line
-    page = chapter.Page(book, record_of({"a": 0}))
-    assert "not computed" in page.show(optimisers.ends, "ends", "C.", ["stage1-adam"])
     assert not list(tmp_path.iterdir())
 
 
 def test_page_writes_under_the_profile_of_the_record(tmp_path):
     record = record_of({"a": 0, "b": -1}, seeds=4, profile="quick")
-    extra = record_of({"c": 0}, seeds=6)
-    page = chapter.Page(report.Book("4.3", "smoke", tmp_path), optimisers.pool({"x": record, "y": extra}))
-    pairs = [optimisers.Pair("", "b", "a")]
-    made = page.show(lambda r: optimisers.shown(optimisers.contrasts(r, pairs)), "pairs", "C.", ["a", "b"])
+    book, pairs = report.Book("4.3", "smoke", tmp_path), [optimisers.Pair("", "b", "a")]
+    page = chapter.Page(book, record)
+    made = page.show(lambda r: optimisers.shown(optimisers.contrasts(r, pairs)), "pairs", "C.")
     (sidecar,) = report.sidecars(tmp_path)
     assert (sidecar["profile"], sidecar["n"]) == ("quick", "8 phantoms, 4 seeds")
-    assert page.n() == "8 phantoms, 4-6 seeds"
+    both = optimisers.together({"x": record, "y": record_of({"c": 0}, seeds=6)})
+    assert chapter.Page(book, both).n() == "8 phantoms, 4-6 seeds"
     assert made.data["effect, %"].tolist() == pytest.approx([percent(-1)])
-    assert made.caption == "Task: autoencode; profile: quick; n = 8 phantoms, 4 seeds." == page.scope(["a", "b"])
+    assert made.caption == "Task: autoencode; profile: quick; n = 8 phantoms, 4 seeds." == page.scope()
     assert page.say(lambda r: "Better.") == f"{page.scope()}\n\nBetter."
 
 

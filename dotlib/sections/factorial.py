@@ -18,7 +18,6 @@ STEPS = {
     "momentum cycling": ("onecycle-momentum", "onecycle"),
 }
 ENDS = ("adam-constant", "adamw-onecycle-momentum")  # of the factorial: there beta2 is crossed
-CELLS = (*(f"{o}-{s}" for o in OPTIMISERS for s in SCHEDULES), *(f"{end}-b95" for end in ENDS))
 
 
 def runs(record) -> pd.DataFrame:

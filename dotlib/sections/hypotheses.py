@@ -81,9 +81,10 @@ class Finding(NamedTuple):
     note: str
 
 
-def planned_seeds(h: Hypothesis) -> int:
-    """The seeds of the largest study that holds both arms."""
-    return max(study.seeds for study in arms.STUDIES.values() if {h.a, h.b} <= set(study.arms))
+def study_of(h: Hypothesis) -> str:
+    """The study that h is judged by: of those that hold both arms, the one with most seeds."""
+    holding = {name: study.seeds for name, study in arms.STUDIES.items() if {h.a, h.b} <= set(study.arms)}
+    return max(holding, key=holding.get)
 
 
 def share(h: Hypothesis) -> float:
@@ -100,7 +101,7 @@ def plan(phantoms: int) -> pd.DataFrame:
     """
     rows = []
     for h in HYPOTHESES:
-        n, error = planned_seeds(h), h.of == "error"
+        n, error = arms.STUDIES[study_of(h)].seeds, h.of == "error"
         row = {"hypothesis": h.name, "expected": h.expected, "contrast": f"{h.a} against {h.b}"}
         row |= {"of": OF[h.of], "standing": h.standing, "seeds": n, "expected, %": h.promise}
         found = detectable_difference(ASSUMED, n, phantoms, alpha=share(h)) if error else np.nan
@@ -173,22 +174,22 @@ def _equal(record, h: Hypothesis, targets: Mapping[str, float]) -> Finding | str
     return Finding(improvement, words.get(e.verdict, e.verdict), change, note)
 
 
-def verdicts(record, targets: Mapping[str, float]) -> pd.DataFrame:
+def verdicts(records: Mapping[str, Any], targets: Mapping[str, float]) -> pd.DataFrame:
     """A row a hypothesis: what is expected, what was found with its interval, failed runs, and the verdict.
 
-    `targets`: of the epochs, by pair of ends. `against 0` says whether the arm is better at all.
+    `records`: by study; `targets`: of the epochs, by pair of ends. `against 0` says whether the arm is better at all.
     """
-    return pd.DataFrame([_row(record, h, targets) for h in HYPOTHESES])
+    return pd.DataFrame([_row(records.get(study_of(h)), h, targets) for h in HYPOTHESES])
 
 
 def _row(record, h: Hypothesis, targets: Mapping[str, float]) -> dict[str, Any]:
-    found = finding(record, h, targets)
+    found = "its study is not computed" if record is None else finding(record, h, targets)
     if isinstance(found, str):
         found = Finding(Interval(np.nan, np.nan, np.nan, 0), "not computed", "--", found)
     x, known = found.improvement, found.improvement.n > 0
     row = {"hypothesis": h.name, "expected, %": h.promise, "found, %": x.estimate}
     row |= {"interval, %": f"[{x.low:.3g}, {x.high:.3g}]" if known else "--", "seeds": x.n}
-    row |= {"failed": failures(record, (h.a, h.b)), "standing": h.standing}
+    row |= {"failed": 0 if record is None else failures(record, (h.a, h.b)), "standing": h.standing}
     return row | {"verdict": found.verdict, "against 0": found.change, "note": found.note}
 
 

@@ -1,7 +1,7 @@
 """Section 4.3 as tables: contrasts of arms, additions, tuning, sensitivity; functions of recorded runs.
 
-A record holds what `study.Record` holds: metrics (rows of arm, seed, metric, phantom, value), epochs (learning curves),
-runs (arm, seed, failed, samples_seen, samples_per_second, precision), profile, source.
+A record is a `records.Record`: metrics (rows of arm, seed, metric, phantom, value), epochs (learning curves), runs
+(arm, seed, failed, samples_seen, samples_per_second, precision), profile, source.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ TUNING = "4.3-tuning"
 STUDIES = (TUNING, "4.3-ends", "4.3-factorial", "4.3-additions", "4.3-sensitivity")
 
 ENDS = {"as specified": ("stage1-onecycle", "stage1-adam"), "tuned": ("adamw-onecycle-momentum-b95", "adam-constant")}
-END_ARMS = tuple(dict.fromkeys(arm for pair in ENDS.values() for arm in reversed(pair)))
+END_ARMS = tuple(dict.fromkeys(arm for pair in ENDS.values() for arm in reversed(pair)))  # of study 4.3-ends
 BUDGETS = {
     "Adam, plateau": {25: "stage1-adam-25", 50: "stage1-adam-50", 100: "stage1-adam"},
     "AdamW, one cycle": {25: "stage1-onecycle-25", 50: "stage1-onecycle-50", 75: "stage1-onecycle-75",
@@ -55,36 +55,32 @@ class Pair(NamedTuple):
     b: str
 
 
-def pool(records: Mapping[str, Any]):
-    """The recorded studies but tuning as one record of the errors judged here; None where nothing is recorded.
+def judged(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """The recorded studies but tuning, by name; one of another profile than the first is left out.
 
-    A run that several studies share is taken once; a study of another profile than the first is left out.
+    Arms are compared within one study: another may have run on another machine, whose bits differ.
     """
-    found = {name: record for name, record in records.items() if record is not None and name != TUNING}
-    if not found:
+    found = {name: record for name, record in evidence.items() if record is not None and name != TUNING}
+    first = next(iter(found.values()), None)
+    return {name: record for name, record in found.items() if record.profile == first.profile}
+
+
+def together(records: Mapping[str, Any]):
+    """All runs of several studies as one record, arms under their studies' names; None where there are none.
+
+    It is what a page of several studies rests on, and nothing to compare arms with.
+    """
+    if not records:
         return None
-    first = next(iter(found.values()))
-    found = {name: record for name, record in found.items() if record.profile == first.profile}
-    wanted = pd.MultiIndex.from_tuples(ERRORS.values())
-    metrics = _once(record.metrics for record in found.values())
-    metrics = metrics[pd.MultiIndex.from_frame(metrics[["metric", "channel"]]).isin(wanted)]
-    source = "; ".join(f"{name}: {record.source}" for name, record in found.items())
-    epochs, runs = (_once(getattr(record, part) for record in found.values()) for part in ("epochs", "runs"))
-    return replace(first, metrics=metrics, epochs=epochs, runs=runs, source=source)
-
-
-def _once(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    seen, kept = set(), []
-    for frame in frames:
-        keys = pd.MultiIndex.from_frame(frame[["arm", "seed"]])
-        kept.append(frame[~keys.isin(list(seen))] if seen else frame)
-        seen |= set(keys)
-    return pd.concat(kept, ignore_index=True)
-
-
-def beyond_ends(names: Iterable[str]) -> list[str]:
-    """The arms that are not ends themselves: what another study has to have run."""
-    return [arm for arm in names if arm not in END_ARMS]
+    parts = ("metrics", "epochs", "runs")
+    frames = {
+        part: pd.concat(
+            [getattr(r, part).assign(arm=f"{name}: " + getattr(r, part)["arm"]) for name, r in records.items()]
+        )
+        for part in parts
+    }
+    first = next(iter(records.values()))
+    return replace(first, **frames, source="; ".join(record.source for record in records.values()))
 
 
 def errors(record, column: Column = PRIMARY, checkpoint: str = "last") -> pd.DataFrame:

@@ -19,10 +19,8 @@ def times(record, names: Sequence[str], target: float) -> dict[str, convergence.
     if not (common := sorted(set.intersection(*seeds))):
         return {}
     epochs = record.epochs[record.epochs["arm"].isin(list(names))].set_index(["arm", "seed"])
-    length, good = (
-        range(epochs["epoch"].min(), epochs["epoch"].max() + 1),
-        runs[runs["failed"] == ""].set_index(["arm", "seed"]).index,
-    )
+    length = range(epochs["epoch"].min(), epochs["epoch"].max() + 1)
+    good = runs[runs["failed"] == ""].set_index(["arm", "seed"]).index
     curves = epochs[epochs.index.isin(good)].set_index("epoch", append=True)["nrmse_mua"]
     index = [pd.MultiIndex.from_product([[arm], common, length]) for arm in names]
     table = {arm: curves.reindex(i).to_numpy().reshape(len(common), -1) for arm, i in zip(names, index, strict=True)}
