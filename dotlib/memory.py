@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from . import machine
 from .config import Training
 
+REFUSED = "can't allocate memory"  # what torch says of a CPU's, in a plain RuntimeError
 WEIGHT = 16  # bytes for a parameter: itself, its gradient, two moments, fp32
 
 
@@ -100,7 +101,9 @@ def settle(attempt: Callable[[int], None], batch: int, micro: int, automatic: bo
     for n in reversed([n for n in divisors(batch) if n <= micro]):
         try:
             attempt(n)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and REFUSED not in str(error):
+                raise
             continue
         if n < micro and not automatic:
             raise MemoryBudgetError(f"out of memory with {micro} samples at once; training.micro = {n} would fit")

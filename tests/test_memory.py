@@ -92,9 +92,17 @@ def test_nothing_that_fits_is_one_line(automatic):
         memory.settle(fails_above(1, []), 15, 15, automatic)
 
 
-def test_other_errors_of_an_attempt_are_not_hidden():
-    with pytest.raises(ZeroDivisionError):
-        memory.settle(lambda n: n / 0, 8, 8, True)
+def test_memory_that_a_cpu_refuses_is_backed_off_from():
+    assert memory.settle(lambda n: torch.empty(10**15 if n > 4 else 1), 8, 8, True) == 4
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError])
+def test_other_errors_of_an_attempt_are_not_hidden(error):
+    def attempt(n):
+        raise error("shapes do not match")
+
+    with pytest.raises(error, match="shapes do not match"):
+        memory.settle(attempt, 8, 8, True)
 
 
 def test_trial_leaves_no_trace():
