@@ -1,6 +1,8 @@
 """Epochs until a validation error reaches a target; runs that miss it are right-censored at their last epoch."""
 
-import warnings
+import functools
+import itertools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +10,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats as survival
 
-from .stats import Interval, seeds_interval, wilson
+from .stats import Interval, seeds_interval
+
+WAYS = 200_000  # more than there are to share 20 runs out between two arms
 
 
 class Times(NamedTuple):
@@ -39,48 +43,54 @@ def time_to_target(curves: ArrayLike, target: float) -> Times:
     return Times(np.where(reached, below.argmax(axis=1) + 1, curves.shape[1]), reached)
 
 
-def reaching(times: Times, level: float = 0.95) -> Interval:
-    """Share of the runs that reach the target, with Wilson's interval."""
-    return wilson(int(times.reached.sum()), len(times.reached), level)
-
-
 def _censored(times: Times) -> survival.CensoredData:
     return survival.CensoredData.right_censored(times.epochs, ~times.reached)
 
 
-def kaplan_meier(times: Times, level: float = 0.95) -> pd.DataFrame:
-    """Share of runs that have reached the target by an epoch, a step function: epoch, share, low, high, at_risk.
+def kaplan_meier(times: Times) -> pd.DataFrame:
+    """Share of runs that have reached the target by an epoch (Kaplan and Meier 1958), a step function: epoch, share.
 
-    Kaplan and Meier (1958) with log-log limits (Kalbfleisch and Prentice), NaN where the share is 0 or 1; a row at
-    epoch 0 and one at each epoch where a run arrives or ends.
+    A row at epoch 0 and one at each epoch where a run arrives or ends.
     """
     curve = survival.ecdf(_censored(times)).sf
-    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-        warnings.filterwarnings("ignore", "The confidence interval is undefined", RuntimeWarning)
-        limits = curve.confidence_interval(level, method="log-log")
-    epochs = np.unique(times.epochs)
-    at_risk = (times.epochs >= epochs[:, None]).sum(axis=1)
-    bounded = (curve.probabilities > 0) & (curve.probabilities < 1)
-    low, high = (np.where(bounded, 1 - x.probabilities, np.nan) for x in (limits.high, limits.low))
-    rows = {"epoch": curve.quantiles, "share": 1 - curve.probabilities, "low": low, "high": high, "at_risk": at_risk}
-    start = {"epoch": [0.0], "share": [0.0], "low": [np.nan], "high": [np.nan], "at_risk": [len(times.epochs)]}
-    return pd.concat([pd.DataFrame(start), pd.DataFrame(rows).astype({"epoch": float})], ignore_index=True)
+    return pd.DataFrame({"epoch": [0.0, *curve.quantiles], "share": [0.0, *(1 - curve.probabilities)]})
 
 
 def logrank(a: Times, b: Times) -> float:
-    """Two-sided p value of the log-rank test (Mantel 1966) that both arms arrive at one rate; NaN where none arrives.
+    """Two-sided p value of the log-rank test (Mantel 1966) that both arms arrive at one rate.
 
-    Seeds are taken as unpaired and the law is that of many runs: beside `speedup`, not instead of it.
+    Arrivals in a less those expected there, among all ways to share the runs out between the arms: exact up to 10 runs
+    an arm, from 200,000 of the ways beyond. (The chi-square law is of many runs: at 5 an arm it rejects 8 % in
+    simulation instead of 5.) NaN where no two runs differ. Seeds are taken as unpaired: beside `speedup`, not instead
+    of it.
     """
-    if not (a.reached.any() or b.reached.any()):
+    epochs, reached = (np.concatenate(both) for both in zip(a, b, strict=True))
+    arrivals = np.unique(epochs[reached])
+    hazard = np.array([np.sum(reached & (epochs == t)) / np.sum(epochs >= t) for t in arrivals])
+    scores = reached - (epochs[:, None] >= arrivals) @ hazard  # their sum over an arm: observed less expected
+    if np.ptp(scores) < 1e-12:
         return np.nan
-    return float(survival.logrank(_censored(a), _censored(b)).pvalue)
+    n = len(a.epochs)
+    every, found = scores[_ways(n, len(scores))].sum(1), scores[:n].sum()
+    return float(min(1.0, 2 * min(np.mean(every <= found + 1e-9), np.mean(every >= found - 1e-9))))
+
+
+@functools.cache
+def _ways(n: int, runs: int) -> np.ndarray:
+    """All ways to choose n of the runs, (ways, n), the first n among them; `WAYS` of them where there are more."""
+    if (ways := math.comb(runs, n)) > WAYS:
+        drawn = np.tile(np.arange(runs, dtype=np.int16), (WAYS, 1))
+        np.random.default_rng(0).permuted(drawn[1:], axis=1, out=drawn[1:])
+        return drawn[:, :n]
+    chosen = itertools.chain.from_iterable(itertools.combinations(range(runs), n))
+    return np.fromiter(chosen, np.int8, ways * n).reshape(ways, n)
 
 
 def speedup(a: Times, b: Times, level: float = 0.95) -> Speedup:
     """How many times fewer epochs arm a needs than arm b: geometric mean of b / a over paired seeds, Student's t.
 
-    A run that is first seen at the target after k epochs arrived in (k - 1, k]: the limits allow for that.
+    A run that is first seen at the target after k epochs arrived in (k - 1, k]: the limits allow for that, and so
+    cover the true ratio too often (in simulation 97-100 % instead of 95, the more so with more seeds).
     Where only runs of b miss the target their epochs are too small, so mean and lower limit are bounds ('at least',
     upper limit infinite); only runs of a: 'at most', lower limit 0; runs of both: 'not resolved'.
     Raises ValueError on unequal numbers of runs.

@@ -4,12 +4,11 @@ The unit of replication is the training run: intervals that compare arms run ove
 describe a test set over phantoms (BCa).
 """
 
-from bisect import bisect_left
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, special, stats
+from scipy import integrate, optimize, special, stats
 from statsmodels.stats.multitest import multipletests
 
 
@@ -150,17 +149,6 @@ def equivalence(a: ArrayLike, b: ArrayLike, margin: float, alpha: float = 0.05) 
     return Equivalence(per_cent(interval), p, word)
 
 
-def wilcoxon(a: ArrayLike, b: ArrayLike) -> float:
-    """Two-sided p value of Wilcoxon's signed-rank test over paired seeds; a, b: as in `paired_contrast`.
-
-    NaN where no seed differs. Raises ValueError below 6 seeds.
-    """
-    difference = _means(log_ratio(a, b), axis=1)
-    if (n := len(difference)) < 6:
-        raise ValueError(f"{n} seeds: at least 6 are needed, the smallest p value of {n} is {min(1, 2 / 2**n):.3g}")
-    return float(stats.wilcoxon(difference).pvalue) if difference.any() else np.nan
-
-
 def probability_of_improvement(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Interval:
     """Probability that a run of arm a has a lower error than a run of arm b, ties counting half (Agarwal 2021).
 
@@ -248,21 +236,6 @@ def power(effect: float, sd: float, n: int, alpha: float = 0.05) -> float:
     return _power(np.log1p(-effect / 100) / sd, n, alpha)
 
 
-def seeds_needed(effect: float, sd: float, target: float = 0.8, alpha: float = 0.05, family: int = 1) -> int:
-    """Fewest paired seeds that find a reduction by `effect` per cent with power `target`.
-
-    family: number of contrasts of which this one is tested at alpha / family, Holm's first and hardest step.
-    Raises ValueError as `power`, on family < 1 or target outside (0, 1), and beyond 100,000 seeds.
-    """
-    if family < 1 or not 0 < target < 1:
-        raise ValueError(f"family of {family}, power {target}: family >= 1 and a power between 0 and 1 are needed")
-    counts = range(2, 100_001)
-    index = bisect_left(counts, target, key=lambda n: power(effect, sd, n, alpha / family))
-    if index == len(counts):
-        raise ValueError(f"effect {effect} per cent, sd {sd}: more than {counts[-1]} seeds would be needed")
-    return counts[index]
-
-
 def detectable_difference(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
     """Smallest reduction of the error, per cent, that a two-sided paired t test over n seeds finds.
 
@@ -276,6 +249,22 @@ def detectable_difference(sd: float, n: int, power: float = 0.8, alpha: float = 
         )
     dz = optimize.brentq(lambda dz: _power(dz, n, alpha) - power, 0, 1e5)
     return float(-100 * np.expm1(-dz * sd))
+
+
+def equivalence_power(sd: float, n: int, margin: float, alpha: float = 0.05) -> float:
+    """Probability that `equivalence` over n seeds finds two arms equivalent that do not differ.
+
+    sd: that of the paired log difference over seeds; margin in per cent. The law of the mean, integrated over that of
+    its standard error. Raises ValueError on sd <= 0, margin <= 0 or below 2 seeds.
+    """
+    if n < 2 or not sd > 0 or not margin > 0:
+        raise ValueError(f"sd {sd}, {n} seeds, margin {margin} per cent: positive ones and 2 seeds are needed")
+    limit, error = np.log1p(margin / 100), sd / np.sqrt(n)
+    quantile, spread = special.stdtrit(n - 1, 1 - alpha), stats.chi(n - 1, scale=error / np.sqrt(n - 1))
+    inside = integrate.quad(
+        lambda s: (2 * special.ndtr((limit - quantile * s) / error) - 1) * spread.pdf(s), 0, limit / quantile
+    )
+    return float(inside[0])
 
 
 def wilson(k: int, n: int, level: float = 0.95) -> Interval:
