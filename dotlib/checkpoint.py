@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ def write(path: Path, payload: bytes, durable: bool = True) -> None:
             if durable:
                 os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk names no file
+        raise
     finally:
         part.unlink(missing_ok=True)  # half of it, on a full disk
 
@@ -53,7 +57,9 @@ def load(path: Path, config: str, device="cpu") -> dict[str, Any]:
         if hashlib.sha256(content).hexdigest().encode() != digest:
             raise CheckpointError(f"{path}: damaged, or no checkpoint of dotlib; remove it to start anew")
         record = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, EOFError, OSError) as error:
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # the device's failure, not the file's
+        raise
+    except (pickle.UnpicklingError, struct.error, EOFError, OSError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or ["empty"])[0]
         raise CheckpointError(f"{path}: refused ({reason[:80]}); remove it to start anew") from None
     if not isinstance(record, dict) or not {"schema", "config", "state"} <= set(record):

@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from . import checkpoint
+from . import checkpoint, provenance
 from .config import Config
 
 SHARE = 100  # saving may take a hundredth of the time,
@@ -19,7 +20,7 @@ class Journal:
     """Epochs and steps of a run, read from `folder`/last.pt where it is a continued one.
 
     `parts` have state_dict and load_state_dict; `epochs` holds a row per epoch, `steps` a tuple per step, `micro` the
-    micro-batch that the run was begun with.
+    micro-batch that the run was begun with, `earlier` the code and torch of processes that worked on it with others.
     """
 
     def __init__(self, config: Config, folder: Path, parts: dict[str, Any], save_every: float, on: str):
@@ -27,14 +28,21 @@ class Journal:
         self.epochs: list[dict] = []
         self.steps: list[tuple] = []
         self.micro: int | None = None
-        self.saved, self.wait, self.best = time.perf_counter(), save_every, None
-        for part in folder.glob(".*.pt.*"):  # of a run that was killed while it saved
+        self.earlier: list[dict] = []
+        self.maker = {"code": provenance.code_digest(), "torch": str(torch.__version__)} | provenance.commit()
+        self.saved, self.wait = time.perf_counter(), save_every
+        self.best: dict[str, Tensor] | None = None
+        self.written: int | None = None  # the epoch that best.pt is of
+        for part in (*folder.glob(".*.pt.*"), *folder.glob(".progress.json.*")):  # of a run that was killed as it wrote
             part.unlink()
         if (path := folder / "last.pt").exists():
             state = checkpoint.load(path, config.digest(), on)
             for name, part in parts.items():
                 part.load_state_dict(state[name])
             self.epochs, self.steps, self.micro = state["epochs"], state["steps"], state["micro"]
+            self.earlier = [maker for maker in state.get("makers", []) if maker != self.maker]
+            self.best = state.get("best")  # runs begun by earlier code have it in best.pt alone
+            self._save_best()
 
     @property
     def losses(self) -> list[float]:
@@ -54,8 +62,9 @@ class Journal:
     def keep(self, row: dict, judged: nn.Module) -> None:
         """Take in an epoch with the weights that it is judged by; write the checkpoints that are due.
 
-        They are best.pt, then last.pt, where `save_every` seconds have passed since the last time (0: after each
-        epoch), or more, lest saving takes over a hundredth of the time, or where the run has ended; and milestones.
+        They are last.pt, where `save_every` seconds have passed since the last time (0: after each epoch), or more,
+        lest saving takes over a hundredth of the time, or where the run has ended; then best.pt, whose weights last.pt
+        holds too, lest they be of epochs that a kill in between has undone; and milestones.
         """
         self.epochs.append(row)
         digest, done = self.config.digest(), len(self.epochs)
@@ -65,12 +74,12 @@ class Journal:
             checkpoint.save(self.folder / f"epoch-{done}.pt", {"judged": weights(judged)}, digest)
         start = time.perf_counter()
         if start - self.saved >= self.wait or self.ended():
-            if self.best:
-                checkpoint.save(self.folder / "best.pt", {"judged": self.best}, digest)
             state = {name: part.state_dict() for name, part in self.parts.items()} | {"judged": judged.state_dict()}
-            state |= {"epochs": self.epochs, "steps": self.steps, "micro": self.micro}
+            state |= {"epochs": self.epochs, "steps": self.steps, "micro": self.micro, "best": self.best}
+            state |= {"makers": [*self.earlier, self.maker]}
             checkpoint.save(self.folder / "last.pt", state, digest)
-            self.best, self.saved = None, time.perf_counter()
+            self._save_best()
+            self.saved = time.perf_counter()
             slow = min(SHARE * (self.saved - start), LONGEST)
             self.wait = max(self.save_every, slow) if self.save_every else 0.0
         self._progress(row)
@@ -86,6 +95,11 @@ class Journal:
         if not path.exists():
             return "no checkpoint yet"
         return f"last good checkpoint: epoch {len(checkpoint.load(path, self.config.digest())['epochs']) - 1}"
+
+    def _save_best(self) -> None:
+        if self.best and self.written != self.best_epoch():
+            checkpoint.save(self.folder / "best.pt", {"judged": self.best}, self.config.digest())
+            self.written = self.best_epoch()
 
     def _progress(self, row: dict) -> None:
         epochs = self.config.training.epochs

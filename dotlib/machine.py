@@ -10,6 +10,8 @@ from torch import nn
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MODES = {"default": None, "graphs": "reduce-overhead"}  # of torch.compile; the second with CUDA graphs
+# that memory ran out, as torch, a compiler's error around it, a CPU's allocator, cuDNN and cuBLAS say it
+LACKING = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "unable to find an engine")
 
 
 def device() -> str:
@@ -48,26 +50,34 @@ def peak_mb(on: str) -> float:
     return torch.cuda.max_memory_allocated() / 2**20 if on == "cuda" else 0.0
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out: not everybody raises torch.OutOfMemoryError."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in LACKING)
+
+
 def compiled(model: nn.Module, wanted: str, on: str, attempt: Callable[[Callable], None]) -> tuple[Callable, str]:
     """The model's forward pass and how it is run: compiled (on CUDA by default), or as it is.
 
-    `attempt` runs a pass; where compiling fails in it, one line on standard error says so and the model is not
-    compiled.
+    `attempt` runs a pass of what is returned; where compiling fails in it, one line on standard error says so and the
+    model is not compiled. That memory ran out is not taken for a compiler's failure.
     """
     mode = {"auto": "default" if on == "cuda" else "off"}.get(wanted, wanted)
     if mode == "off":
+        attempt(model)
         return model, mode
     torch.compiler.reset()  # after a few variants a process would compile no further one, and not fail either
     forward = torch.compile(model, mode=MODES[mode], dynamic=False)
     try:
         attempt(forward)
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:  # what dynamo, inductor and their compilers raise
+        if out_of_memory(error):
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         print(f"dotlib: not compiled ({reason[:100]}); the run goes on without", file=sys.stderr)
-        return model, f"off: {mode} failed"
-    return forward, mode
+    else:
+        return forward, mode
+    attempt(model)
+    return model, f"off: {mode} failed"
 
 
 def name(on: str) -> str:

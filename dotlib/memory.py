@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from . import machine
 from .config import Training
 
-REFUSED = "can't allocate memory"  # what torch says of a CPU's, in a plain RuntimeError
 WEIGHT = 16  # bytes for a parameter: itself, its gradient, two moments, fp32
 
 
@@ -23,38 +22,52 @@ def plan(
 ) -> tuple[Callable, str, int]:
     """The forward pass, how it is run (compiled or not), and the micro-batch, which a continued run has `given`.
 
-    `loss_on(forward, indices)` is the loss of some training phantoms. Where it may fail, one backward pass is tried
-    beforehand: memory and compilers are then found wanting here, not in the first step.
+    `loss_on(forward, indices)` is the loss of some training phantoms. A pass there and back is tried beforehand: memory
+    and compilers are then found wanting here, not in the first step. CUDA graphs take three: they warm up, are
+    recorded, and replayed. Where the micro-batch is automatic, a peak on the device above the budget is backed off from
+    as well, but for the smallest.
     """
-    wanted = "off" if training.checkpointing and training.compile == "auto" else training.compile
-    automatic, micro = training.micro == "auto", given
+    wanted = "off" if training.checkpointing else training.compile
+    if training.checkpointing and training.compile not in ("auto", "off"):
+        print("dotlib: not compiled (gradient checkpointing excludes it); the run goes on without", file=sys.stderr)
+    automatic, micro, budget = training.micro == "auto", given, training.memory * 1e9
+    forward, how = model, wanted
+
+    def attempt(n: int) -> None:
+        nonlocal forward, how
+        # a graph's replay overwrites the gradients that those of a micro-batch should be added to
+        mode = "default" if wanted == "graphs" and n < training.batch else wanted
+
+        def passes(forward: Callable) -> None:
+            for _ in range(3 if mode == "graphs" else 1):
+                model.zero_grad()
+                loss_on(forward, torch.arange(n, device=on)).backward()
+
+        machine.reset_peak(on)
+        forward, how = machine.compiled(model, mode, on, passes)
+        spared = given or not automatic or n == divisors(training.batch)[0]
+        if not spared and machine.peak_mb(on) * 2**20 > budget:
+            raise torch.OutOfMemoryError(f"{machine.peak_mb(on):.0f} MB exceed training.memory")
+
     with trial(model):
         if micro is None and automatic:
             each = kept(lambda: loss_on(model, torch.arange(2, device=on)), model) / 2
             held = torch.cuda.memory_allocated() if on == "cuda" else 0  # the data, and the weights once
             fixed = WEIGHT * sum(p.numel() for p in model.parameters()) + held
-            micro = largest(training.batch, fixed, each, training.memory * 1e9)
-        micro = micro or training.micro or training.batch
-
-        def attempt(forward: Callable, n: int) -> None:
-            loss_on(forward, torch.arange(n, device=on)).backward()
-            model.zero_grad()
-
-        if on == "cuda" or automatic:
-            micro = settle(lambda n: attempt(model, n), training.batch, micro, automatic)
-        if wanted == "graphs" and micro < training.batch:  # a replay overwrites the gradients it should add to
-            print("dotlib: no CUDA graphs where gradients of micro-batches add up; compiled without", file=sys.stderr)
-            wanted = "default"
-        forward, how = machine.compiled(model, wanted, on, lambda forward: attempt(forward, micro))
+            micro = largest(training.batch, fixed, each, budget)
+        micro = settle(attempt, training.batch, micro or training.micro or training.batch, automatic)
+    if wanted == "graphs" and micro < training.batch:
+        print("dotlib: no CUDA graphs where gradients of micro-batches add up; compiled without", file=sys.stderr)
     return forward, how, micro
 
 
 @contextlib.contextmanager
 def trial(model: nn.Module) -> Iterator[None]:
-    """Passes that leave no trace: buffers and gradients are afterwards as they were."""
+    """Passes that leave no trace: buffers, gradients and torch's random numbers are afterwards as they were."""
     before = [buffer.clone() for buffer in model.buffers()]
     model.train()
-    yield
+    with torch.random.fork_rng({p.device for p in model.parameters() if p.is_cuda}):
+        yield
     model.zero_grad()
     with torch.no_grad():
         for buffer, value in zip(model.buffers(), before, strict=True):
@@ -102,12 +115,14 @@ def settle(attempt: Callable[[int], None], batch: int, micro: int, automatic: bo
         try:
             attempt(n)
         except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and REFUSED not in str(error):
+            if not machine.out_of_memory(error):
                 raise
+            reason = (str(error).strip().splitlines() or [""])[0]  # the error itself would hold on to the memory
             continue
         if n < micro and not automatic:
             raise MemoryBudgetError(f"out of memory with {micro} samples at once; training.micro = {n} would fit")
         if n < micro:
             print(f"dotlib: out of memory with {micro} samples at once, {n} are used", file=sys.stderr)
         return n
-    raise MemoryBudgetError(f"out of memory with {divisors(batch)[0]} samples at once: a smaller network or grid fits")
+    least = f"{divisors(batch)[0]} samples at once ({reason[:100]})"
+    raise MemoryBudgetError(f"out of memory with {least}: a smaller network or grid fits")

@@ -133,8 +133,8 @@ class Muon:
 
     def zero_grad(self) -> None:
         self.parts["adamw"].zero_grad()
-        for p, _ in self.pairs:
-            p.grad = None
+        for p, flat in self.pairs:
+            p.grad = flat.grad = None
 
     def step(self) -> None:
         for part in self.parts.values():
@@ -194,7 +194,8 @@ def unscale(opt: Optimizer | Muon, scaler: torch.amp.GradScaler) -> None:
 def step(opt: Optimizer | Muon, scaler: torch.amp.GradScaler, finite: Tensor) -> None:
     """Take a step if `finite`, a boolean on the device, for which the host does not wait.
 
-    Fused optimisers skip the step as a whole, the others take one without gradient; an fp16 scaler knows by itself.
+    Fused optimisers skip the step as a whole, the others take one and take it back, but for what schedule-free counts
+    on the host (steps, the sum of their weights); an fp16 scaler knows by itself.
     """
     if scaler.is_enabled():
         scaler.step(opt)
@@ -202,12 +203,24 @@ def step(opt: Optimizer | Muon, scaler: torch.amp.GradScaler, finite: Tensor) ->
         return
     if isinstance(opt, Muon):
         opt.collect()
-    if getattr(opt, "_step_supports_amp_scaling", False):
-        opt.grad_scale, opt.found_inf = None, (~finite).float()
-    else:
-        for p in (p for group in opt.param_groups for p in group["params"] if p.grad is not None):
-            p.grad = torch.where(finite, p.grad, 0)
+    for part in opt.parts.values() if isinstance(opt, Muon) else (opt,):
+        if getattr(part, "_step_supports_amp_scaling", False):
+            part.grad_scale, part.found_inf = None, (~finite).float()
+            part.step()
+        else:
+            _step_or_not(part, finite)
+
+
+@torch.no_grad()
+def _step_or_not(opt: Optimizer, finite: Tensor) -> None:
+    weights = [p for group in opt.param_groups for p in group["params"] if p.grad is not None]
+    for p in weights:  # a first step makes a state, which must not begin with what is not finite
+        p.grad = torch.where(finite, p.grad, 0)
+    moved = weights + [value for p in weights for value in opt.state[p].values()]
+    before = [tensor.clone() for tensor in moved]
     opt.step()
+    for tensor, value in zip(moved, before, strict=True):
+        tensor.copy_(torch.where(finite, tensor, value))
 
 
 @torch.no_grad()

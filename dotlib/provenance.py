@@ -8,8 +8,12 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent
 
 
+@functools.cache
 def commit(root: Path = PACKAGE.parent) -> dict[str, str | bool | None]:
-    """The last commit of the code below `root`, and whether the code differs from it; unknown without git."""
+    """The last commit of the code below `root`, and whether the code differs from it; unknown without git.
+
+    Asked for once: what is committed while a process runs is not the code that it holds.
+    """
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(root), *words, "--", "dotlib", "notebooks"]

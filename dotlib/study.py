@@ -48,7 +48,7 @@ class Run(pydantic.BaseModel):
     def result(self) -> trainer.History:
         """Train, or continue, and judge; a run that diverges is a result too. `compute` keeps two drivers apart."""
         folder = self.folder()
-        facts = {"data": self.data, "code": code_digest()} | commit() | machine.versions()
+        facts = {"data key": self.data, "code": code_digest(), "versions": machine.versions()} | commit()
         tracker = tracking.start(self.config, folder, facts)
         try:
             return trainer.fit(self.config, folder, tracker=tracker)
@@ -154,6 +154,7 @@ def compute(wanted: dict[tuple[str, int], Run]) -> None:
     if not missing:
         return
     tracking.resolved()  # refused here, once, rather than in every run
+    tracking.images()
     for data in {run.config.data for run in missing.values()}:
         dataset.prepare(data)
     gpus, cores = torch.cuda.device_count(), cpu_cores()

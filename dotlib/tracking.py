@@ -1,4 +1,4 @@
-"""A run's curves and pictures in W&B.
+"""A run's curves and pictures in W&B; how often pictures, $DOTLIB_IMAGES_EVERY says (epochs, 0: never).
 
 wandb is imported and spoken to by a process of its own, the recorder. So whatever becomes of wandb, its service, the
 disk or the network, a training process keeps its random generators, its exit and its weights, and waits for nothing.
@@ -69,12 +69,16 @@ class Tracker:
         """Whether anything is recorded; where not, nothing need be told."""
         return self._recording()
 
+    def wants_slices(self, epoch: int) -> bool:
+        """Whether pictures of an epoch are kept."""
+        return bool(self._images_every) and epoch % self._images_every == 0
+
     def epoch(self, row: Mapping[str, Any], steps: pd.DataFrame, slices: Mapping[str, np.ndarray]) -> None:
         """Hand over an epoch: its row, its steps (by global step number) and grey pictures (H, W), 0 black, 1 white."""
         if not self._recording():
             return
-        wanted = self._images_every and row["epoch"] % self._images_every == 0
-        pictures = {name: _grey(picture) for name, picture in slices.items()} if wanted else {}
+        wanted = slices if self.wants_slices(row["epoch"]) else {}
+        pictures = {name: _grey(picture) for name, picture in wanted.items()}
         self._messages.put((dict(row), steps.index.tolist(), steps.to_dict("list"), pictures))
 
     def finish(self) -> None:
@@ -102,14 +106,16 @@ class Tracker:
 
 
 def start(
-    config: Config, folder: Path, facts: Mapping[str, Any], mode: str | None = None, images_every: int = 1
+    config: Config, folder: Path, facts: Mapping[str, Any], mode: str | None = None, images_every: int | None = None
 ) -> Tracker:
     """Track a run in `folder`/wandb, offline unless `mode` or else $WANDB_MODE says otherwise.
 
-    The W&B configuration is `config`, and `facts`: data, commit, versions; `study`, `arm` and `seed` group and name the
-    run. A continued run keeps its W&B run, and what was logged before is not logged again. Pictures are kept every
-    `images_every` epochs, never at 0. Raises ConfigError for an unknown mode.
+    The W&B configuration is `config`, and `facts`: data, commit, versions. Task and network group the runs; optimiser,
+    schedule and seed name them. A continued run keeps its W&B run, and what was logged before is not logged again.
+    Pictures are kept every `images_every` epochs, or else every $DOTLIB_IMAGES_EVERY, or every one; never at 0. Raises
+    ConfigError for an unknown mode or number.
     """
+    images_every = images() if images_every is None else images_every
     if (chosen := resolved(mode)) == "disabled":
         return Tracker()
     options = _options(config, folder.resolve(), facts, chosen)
@@ -136,6 +142,14 @@ def resolved(mode: str | None = None) -> str:
     return found
 
 
+def images() -> int:
+    """Epochs from picture to picture: $DOTLIB_IMAGES_EVERY, or 1. Raises ConfigError for what is no whole number."""
+    found = os.environ.get("DOTLIB_IMAGES_EVERY") or "1"
+    if not found.isdecimal():
+        raise ConfigError(f"DOTLIB_IMAGES_EVERY {found!r}; accepted: a whole number, 0 for no pictures")
+    return int(found)
+
+
 def run_id(config: Config, folder: Path) -> str:
     """The W&B run of a configuration in a folder."""
     return f"{config.digest()}-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:8]}"
@@ -147,14 +161,14 @@ def warn(reason: str) -> None:
 
 def _options(config: Config, folder: Path, facts: Mapping[str, Any], mode: str) -> dict[str, Any]:
     """What wandb.init is called with."""
-    name = " ".join(str(facts[key]) for key in ("arm", "seed") if key in facts)
+    optim = config.optim
     return {
         "id": run_id(config, folder),
         "dir": str(folder),
         "mode": mode,
         "resume": "allow",
-        "group": facts.get("study"),
-        "name": name or None,
+        "group": f"{config.task} {config.model.name}",
+        "name": f"{optim.name} {optim.schedule} {config.seed}",
         "config": config.model_dump(mode="json") | {"facts": dict(facts)},
     }
 

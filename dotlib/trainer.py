@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from . import losses, machine, memory, metrics, optim, provenance
-from .config import Config
+from .config import Config, ConfigError
 from .data import dataset
 from .evaluation import CHANNELS, judge, mixed, network, predict, prepared, trained
 from .journal import Journal
@@ -28,16 +28,19 @@ LOGGED = ("loss", "gradient_norm", "scale")  # what every step leaves on the dev
 STREAM = 3  # of random numbers, for the order; phantoms have 1, splits 2
 SAVE_EVERY = 10.0  # seconds between checkpoints, at least
 CALIBRATION = 4  # batches for new batch statistics, under averaged weights
+AT_ONCE = 64  # phantoms in validation, which takes eight times their volumes in fp32
 
 
 @dataclass(frozen=True)
 class History:
     """What a run leaves.
 
-    `epochs`: a row per epoch; `steps`: a row per optimiser step (loss, gradient norm before clipping, loss scale,
-    learning rate, beta1, weight decay); `metrics`: a row per (checkpoint, metric, phantom, channel[, inclusion]) of the
-    frozen test set; `info`: parameters, resolved optimiser state, precision, compilation, micro-batch, timing, memory,
-    device, versions, data digest; `failed`: why the run stopped, empty where it came to its end.
+    `epochs`: a row per epoch, whose `seconds` end before tracking and checkpoints; `steps`: a row per optimiser step
+    (loss, gradient norm before clipping, loss scale, learning rate, beta1, weight decay); `metrics`: a row per
+    (checkpoint, metric, phantom, channel[, inclusion]) of the frozen test set; `info`: parameters, resolved optimiser
+    state, precision, compilation, micro-batch, timing, memory, device, versions, data digest, the code that worked on
+    the run and, where another did so before it was continued, that as `earlier`; `failed`: why the run stopped, empty
+    where it came to its end.
     """
 
     epochs: pd.DataFrame
@@ -57,6 +60,8 @@ class DivergedError(FloatingPointError):
 
 class Tracker(Protocol):
     """Whatever looks on: it is told of each epoch and changes nothing."""
+
+    def wants_slices(self, epoch: int) -> bool: ...
 
     def epoch(self, row: dict, steps: pd.DataFrame, slices: Mapping[str, np.ndarray]) -> None: ...
 
@@ -80,7 +85,8 @@ def fit(
     where `save_every` seconds have passed, or more where saving is slow; a run that was killed continues from there and
     ends with the same bits, on one CPU machine. `report` and `tracker` are told of each epoch. Raises DivergedError,
     naming the step, when a loss or a gradient is not finite: no step is taken with it, and the checkpoints are those of
-    good epochs. In fp16 a gradient may overflow: its step is skipped, and the loss scale halved.
+    good epochs. In fp16 a gradient may overflow: its step is skipped, and the loss scale halved. Raises ConfigError
+    where fewer phantoms are left to train with than a batch holds.
     """
     on = on or machine.device()
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +97,8 @@ def fit(
     model = network(config, *dataset.standard(train)).to(on, memory_format=torch.channels_last_3d)
     standard, loss_of, batch = model.standard, losses.loss(config.loss), config.training.batch
     per_epoch = len(train) // batch
+    if not per_epoch:
+        raise ConfigError(f"training.batch {batch} exceeds the {len(train)} training phantoms that are left")
     total = per_epoch * config.training.epochs
     opt = optim.optimiser(model, config.optim)
     scaler = _scaler(config, on, dtype)
@@ -107,7 +115,7 @@ def fit(
 
     forward, how, micro = memory.plan(model, config.training, on, loss_on, journal.micro)
     journal.micro = micro
-    info = _info(config, data, model, on, dtype) | {"compile": how, "micro": micro}
+    info = _info(config, data, model, on, dtype) | {"compile": how, "micro": micro, "earlier": journal.earlier}
 
     with Monitor(on) as monitor:
         while not journal.ended():
@@ -134,12 +142,12 @@ def fit(
                 used.append(now)
             moved = optim.update_ratio(before, model)
             log = log.cpu()  # the steps themselves wait for nothing, but for the scaler's
-            peak = machine.peak_mb(on)
             journal.steps += [(*logged, *now) for logged, now in zip(log.tolist(), used, strict=True)]
             loss, norm, scale = log.T
             bad = ~loss.isfinite() | (~norm.isfinite() & (scale <= 1))  # only a gradient that is scaled up may overflow
             i = int(bad.nonzero()[0]) if bad.any() else per_epoch - 1
-            what = f"step {i}: loss {loss[i]:g}, gradient norm {norm[i]:g}, learning rate {used[i].lr:g}"
+            what = f"step {i} ({epoch * per_epoch + i} of the run): loss {loss[i]:g}, gradient norm {norm[i]:g}"
+            what += f", learning rate {used[i].lr:g}"
             if bad.any():
                 raise _diverged(journal, epoch, what, info)
             optim.evaluate(opt, model)
@@ -147,14 +155,15 @@ def fit(
                 _recalibrate(model, prepared(train[: CALIBRATION * batch]).split(batch), mixed(on, dtype))
             row = {"epoch": epoch, "train_loss": loss.mean().item()} | used[-1]._asdict()
             row |= {"skipped": int((~norm.isfinite()).sum()), "update_ratio": float(moved)}
-            row |= {"second_moment": float(optim.second_moment(opt)), "gpu_peak_mb": peak}
-            row |= validate(judged, validation, tissue, loss_of, dtype)
+            row |= {"second_moment": float(optim.second_moment(opt))}
+            row |= validate(judged, validation, tissue, loss_of, dtype) | {"gpu_peak_mb": machine.peak_mb(on)}
             if not math.isfinite(row["validation_loss"]):
                 raise _diverged(journal, epoch, f"validation loss {row['validation_loss']:g} after {what}", info)
             row |= monitor.row() | {"samples": per_epoch * batch, "seconds": time.perf_counter() - start}
             if tracker:  # before the checkpoint: what a kill in between repeats, the tracker knows already
                 first = epoch * per_epoch
-                tracker.epoch(row, _steps(journal.steps[first:], first), _slices(judged, validation[:1], dtype))
+                slices = _slices(judged, validation[:1], dtype) if tracker.wants_slices(epoch) else {}
+                tracker.epoch(row, _steps(journal.steps[first:], first), slices)
             journal.keep(row, judged)
             if report:
                 report(row)
@@ -167,11 +176,15 @@ def fit(
 
 
 def validate(model, volumes: Tensor, tissue: Tensor, loss_of: Callable, dtype: torch.dtype) -> dict[str, float]:
-    """Loss on standardised channels and mean tissue nrmse of each channel."""
-    predicted, truth = predict(model, volumes, dtype), volumes.float()
-    nrmse = metrics.nrmse(metrics.clamp(predicted), truth, tissue).mean(0)
-    loss = loss_of(model.standard(predicted), model.standard(truth))
-    return {"validation_loss": loss.item(), "nrmse_mua": nrmse[0].item(), "nrmse_musp": nrmse[1].item()}
+    """Loss on standardised channels and mean tissue nrmse of each channel, AT_ONCE phantoms at a time."""
+    row = dict.fromkeys(("validation_loss", "nrmse_mua", "nrmse_musp"), 0.0)
+    for few, inside in zip(volumes.split(AT_ONCE), tissue.split(AT_ONCE), strict=True):
+        predicted, truth = predict(model, few, dtype), few.float()
+        nrmse = metrics.nrmse(metrics.clamp(predicted), truth, inside).mean(0)
+        loss = loss_of(model.standard(predicted), model.standard(truth))
+        for name, value in zip(row, (loss, *nrmse), strict=True):
+            row[name] += value.item() * (len(few) / len(volumes))
+    return row
 
 
 def _scaler(config: Config, on: str, dtype: torch.dtype) -> torch.amp.GradScaler:

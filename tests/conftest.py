@@ -1,10 +1,12 @@
 """What the tests share: which marked tests can run here, processes that may be killed, and runs of tiny networks."""
 
 import multiprocessing
+import os
 import shutil
 
 import pytest
 
+os.environ.setdefault("WANDB_MODE", "disabled")  # no recorder but where a test is of one
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 

@@ -20,8 +20,9 @@ def made_up(config, curve=(), failed="", phantoms=PHANTOMS):
     settings = {"lr": config.optim.lr, "beta1": config.optim.betas[0], "weight_decay": config.optim.weight_decay}
     rows = [
         {"epoch": epoch, "train_loss": 2 * value} | settings
-        | {"skipped": 0, "update_ratio": 1e-3, "second_moment": 1e-6, "gpu_peak_mb": 0.0}
-        | {"validation_loss": 3 * value, "nrmse_mua": float(value), "nrmse_musp": rng.uniform(0, 1)} | CLOCKED
+        | {"skipped": 0, "update_ratio": 1e-3, "second_moment": 1e-6}
+        | {"validation_loss": 3 * value, "nrmse_mua": float(value), "nrmse_musp": rng.uniform(0, 1)}
+        | {"gpu_peak_mb": 0.0} | CLOCKED
         for epoch, value in enumerate(curve)
     ]  # fmt: skip
     steps = [(0.5, 1.0, 1.0, *optim.Settings(**settings))] * 2 * (ended + bool(failed))
@@ -30,7 +31,7 @@ def made_up(config, curve=(), failed="", phantoms=PHANTOMS):
         "commit": "c0", "dirty": False,
         "parameters": 1234, "optimiser": {"name": config.optim.name, "beta2": config.optim.betas[1]} | settings,
         "precision": "float32", "device": "x86_64", "code": "12345e678901", "threads": 1,
-        "versions": {"torch": "2.9.0", "numpy": "2.0", "python": "3.11.4"}, "compile": "off",
+        "versions": {"torch": "2.9.0", "numpy": "2.0", "python": "3.11.4"}, "compile": "off", "earlier": [],
         "micro": config.training.batch, "samples_seen": len(steps) * config.training.batch, "resident_mb": 300.0,
         "samples_per_second": rng.uniform(90, 110), "gpu_peak_mb": 0.0,
     }  # fmt: skip

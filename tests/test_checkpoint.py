@@ -1,5 +1,6 @@
 """Checkpoints: what comes back is what was saved, or one clear refusal; nothing in a file is executed."""
 
+import errno
 import hashlib
 import io
 import os
@@ -130,11 +131,13 @@ def test_truncated_checkpoint_is_refused(saved):
         assert outcome(path) == "refused", length
 
 
+@pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize(
     "junk",
     [
         b"",
-        hashlib.sha256().hexdigest().encode(),
+        b"PK\x03\x04 no archive",
+        b"\x80\x02J\0",  # a number of four bytes that has one
         b"\0",
         b"checkpoint",
         b"PK\x03\x04",
@@ -142,8 +145,8 @@ def test_truncated_checkpoint_is_refused(saved):
         b"\x80\x02}q\0.",
     ],
 )
-def test_other_files_are_refused(tmp_path, junk):
-    (tmp_path / "x.pt").write_bytes(junk)
+def test_other_files_are_refused(tmp_path, junk, signed):
+    (tmp_path / "x.pt").write_bytes(junk + hashlib.sha256(junk).hexdigest().encode() * signed)
     assert outcome(tmp_path / "x.pt") == "refused"
 
 
@@ -188,11 +191,11 @@ def test_interrupted_write_leaves_the_old_file(saved, monkeypatch, point, writer
     ]
 
     def fail(*arguments):
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, point, fail)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(OSError, match=f"no space left: '{path}'"):
             write()
         assert path.read_bytes() == raw and outcome(path) == "same"
     write()

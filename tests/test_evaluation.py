@@ -63,9 +63,9 @@ def nrmse(predicted, truth, tissue):
     return out
 
 
-@pytest.mark.parametrize("batch", [32, 3])
-def test_validation_agrees_with_its_definition(monkeypatch, batch):
-    """With a network that predicts negative values, all at once or three at a time."""
+@pytest.mark.parametrize(("batch", "at_once"), [(32, 64), (3, 64), (32, 3)])
+def test_validation_agrees_with_its_definition(monkeypatch, batch, at_once):
+    """With a network that predicts negative values, all at once or three at a time, the last part a smaller one."""
     c = tiny("legacy-adam")
     data = dataset.load(c.data)
     model = evaluation.network(c, torch.tensor([0.004, 0.7]), torch.tensor([0.003, 0.2])).train()
@@ -73,10 +73,15 @@ def test_validation_agrees_with_its_definition(monkeypatch, batch):
     model(data.volumes("train"))  # running statistics that are no longer 0 and 1
     nn.init.constant_(model.network.head.bias, -1.4)
     monkeypatch.setattr(evaluation, "BATCH", batch)
+    monkeypatch.setattr(trainer, "AT_ONCE", at_once)
+    given, plain = [], trainer.predict
+    monkeypatch.setattr(
+        trainer, "predict", lambda model, few, *rest: (given.append(len(few)), plain(model, few, *rest))[1]
+    )
     row = trainer.validate(model, volumes, data.tissue("validation"), losses.loss("rmse"), torch.float32)
     with torch.no_grad():
         predicted, truth = model.eval()(volumes.float()).numpy(), volumes.double().numpy()
-    assert (predicted < 0).any()
+    assert (predicted < 0).any() and given == ([len(volumes)] if at_once == 64 else [3, len(volumes) - 3])
     mua, musp = nrmse(predicted, truth, data.tissue("validation").numpy()).mean(0)
     error = (predicted - truth) / np.array([0.003, 0.2]).reshape(2, 1, 1, 1)
     loss = np.sqrt((error**2).mean((1, 2, 3, 4))).mean()

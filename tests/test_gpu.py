@@ -92,8 +92,10 @@ def test_interrupted_training_continues_on_cuda(tmp_path, name):
     np.testing.assert_allclose(parts.steps["loss"], whole.steps["loss"], rtol=0.02)
 
 
-@pytest.mark.parametrize("compiled", ["off", "default"])
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "fp16"])
+WATCHED = [(name, how) for name in KINDS if name != "fp16" for how in ("off", "default", "graphs")]
+
+
+@pytest.mark.parametrize(("name", "compiled"), [(n, how) for n, how in WATCHED if n != "checkpointing" or how == "off"])
 def test_no_step_waits_for_the_device(tmp_path, monkeypatch, name, compiled):
     """From the first setting of an epoch to its flush, whatever makes the host wait raises; fp16's scaler has to."""
     began, steps = {"apply": optim.apply, "update_ratio": optim.update_ratio}, []
@@ -110,10 +112,18 @@ def test_no_step_waits_for_the_device(tmp_path, monkeypatch, name, compiled):
     monkeypatch.setattr(optim, "apply", apply)
     monkeypatch.setattr(optim, "update_ratio", update_ratio)
     try:
-        trainer.fit(config.replace(KINDS[name], {"training.compile": compiled}), tmp_path, "cuda")
+        history = trainer.fit(config.replace(KINDS[name], {"training.compile": compiled}), tmp_path, "cuda")
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert steps == [2] * 8  # two steps an epoch, each of them watched
+    assert history.info["compile"] == ("default" if (name, compiled) == ("micro", "graphs") else compiled)
+
+
+def test_epochs_say_how_busy_the_device_was_or_why_not(tmp_path, capsys):
+    epochs, said = trainer.fit(RUN, tmp_path, "cuda").epochs, capsys.readouterr().err
+    unknown = "dotlib: the device is not monitored (" in said
+    assert (epochs[["gpu_mb", "gpu_busy"]].isna() == unknown).all(axis=None)
+    assert unknown or ((epochs.gpu_mb > 0).all() and epochs.gpu_busy.between(0, 1).all())
 
 
 def test_waiting_for_the_device_would_be_seen():
@@ -146,7 +156,7 @@ def test_step_that_is_not_finite_is_skipped_on_the_device(tmp_path, monkeypatch,
     monkeypatch.setitem(losses.LOSSES, "rmse", spoilt)
     monkeypatch.setattr(optim, "optimiser", optimiser)
     monkeypatch.setattr(optim, "step", keep)
-    with pytest.raises(trainer.DivergedError, match="epoch 0, step 1: "):
+    with pytest.raises(trainer.DivergedError, match=r"epoch 0, step 1 \(1 of the run\): "):
         trainer.fit(changed(compile="off"), tmp_path, "cuda")
     assert len(seen) == 3  # the network, and its weights before either step
     assert all(torch.equal(p, q) for p, q in zip(seen[0].parameters(), seen[2], strict=True))

@@ -68,14 +68,26 @@ def test_back_end_that_raises_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_lack_of_memory_is_not_taken_for_a_compiler_error(monkeypatch):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_lack_of_memory_is_not_taken_for_a_compiler_error(monkeypatch, error):
     monkeypatch.setattr(torch, "compile", lambda model, **options: model)
 
     def attempt(forward):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error("CUDA out of memory")
 
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(error, match="CUDA out of memory"):
         machine.compiled(nn.Linear(2, 2), "default", "cpu", attempt)
+
+
+@pytest.mark.parametrize(
+    ("on", "dtype", "tf32"), [("cuda", "float32", 0), ("cuda", "bfloat16", 1), ("cpu", "float32", 1)]
+)
+def test_fp32_on_cuda_is_not_tf32(monkeypatch, on, dtype, tf32):
+    """Flags that torch keeps without a device too; nothing is set for a CPU."""
+    for name in ("allow_tf32", "benchmark"):
+        monkeypatch.setattr(torch.backends.cudnn, name, name == "allow_tf32")
+    machine.prepare(on, getattr(torch, dtype))
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark) == (bool(tf32), on == "cuda")
 
 
 @pytest.mark.parametrize(("wanted", "on", "how"), [("auto", "cpu", "off"), ("off", "cuda", "off"), ("auto", "cuda", 0)])

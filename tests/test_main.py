@@ -269,7 +269,7 @@ def test_diverged_run_is_named_and_a_failure_every_time(project, capsys, one_div
         assert command.main([*STUDY]) == 1
         out, err = capsys.readouterr()
         (line,) = [line for line in err.splitlines() if line.startswith("dotlib")]
-        assert re.match(r"dotlib: stage1-onecycle, seed 0 diverged: epoch 0, step \d: loss .*, learning rate", line)
+        assert re.match(r"dotlib: stage1-onecycle, seed 0 diverged: epoch 0, step \d .*: loss .*, learning rate", line)
         states = [row.split()[:3] for row in out.splitlines() if row.lstrip().startswith("stage1")]
         assert states == [["stage1-adam", "0", "done"], ["stage1-onecycle", "0", "failed"]]
 

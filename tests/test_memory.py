@@ -88,12 +88,30 @@ def test_micro_batch_that_the_user_chose_is_not_replaced():
 
 @pytest.mark.parametrize("automatic", [True, False])
 def test_nothing_that_fits_is_one_line(automatic):
-    with pytest.raises(memory.MemoryBudgetError, match=r"^out of memory with 3 samples at once: .* fits$"):
+    what = r"^out of memory with 3 samples at once \(CUDA out of memory\): .* fits$"
+    with pytest.raises(memory.MemoryBudgetError, match=what):
         memory.settle(fails_above(1, []), 15, 15, automatic)
 
 
 def test_memory_that_a_cpu_refuses_is_backed_off_from():
     assert memory.settle(lambda n: torch.empty(10**15 if n > 4 else 1), 8, 8, True) == 4
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "FIND was unable to find an engine to execute this computation",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory",
+    ],
+)
+def test_memory_that_a_library_lacks_is_backed_off_from(words):
+    def attempt(n):
+        if n > 4:
+            raise RuntimeError(words)
+
+    assert memory.settle(attempt, 8, 8, True) == 4
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError])
@@ -112,6 +130,7 @@ def test_trial_leaves_no_trace():
     legacy = np.random.get_state
     states = torch.get_rng_state(), legacy()[1].copy(), random.getstate()
     with memory.trial(model):
+        torch.rand(1)
         model(torch.ones(2, 2, 5, 5, 5).cumsum(0)).square().sum().backward()
         assert not torch.equal(model[1].running_mean, before["1.running_mean"])
     assert_same_weights(model.state_dict(), before)
@@ -120,13 +139,13 @@ def test_trial_leaves_no_trace():
     assert (legacy()[1] == states[1]).all()
 
 
-def out_of_memory_above(monkeypatch, most):
+def out_of_memory_above(monkeypatch, most, error=torch.OutOfMemoryError):
     """A training loss that `most` samples at once can be held for."""
     plain = losses.LOSSES["rmse"]
 
     def limited(pred, truth):
         if pred.requires_grad and len(pred) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error("DefaultCPUAllocator: can't allocate memory")
         return plain(pred, truth)
 
     monkeypatch.setitem(losses.LOSSES, "rmse", limited)
@@ -169,6 +188,69 @@ def test_continued_run_keeps_its_micro_batch(tmp_path, monkeypatch):
         out_of_memory_above(patch, 4)
         trainer.fit(c, tmp_path, report=stop, save_every=0)
     assert trainer.fit(c, tmp_path).info["micro"] == 4
+
+
+def test_batch_that_a_cpu_cannot_hold_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    out_of_memory_above(monkeypatch, 4, RuntimeError)
+    with pytest.raises(memory.MemoryBudgetError, match=r"^out of memory with 8 .*; training.micro = 4 would fit$"):
+        trainer.fit(tiny(), tmp_path)
+
+
+def test_compiled_pass_that_lacks_memory_is_backed_off_from(tmp_path, monkeypatch, capsys):
+    """As compiled, where four samples are the most."""
+
+    def compile(model, **options):
+        def forward(x):
+            if len(x) > 4:
+                raise RuntimeError("InductorError: OutOfMemoryError: CUDA out of memory")
+            return model(x)
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile)
+    info = trainer.fit(tiny(epochs=1, training__micro="auto", training__compile="default"), tmp_path).info
+    assert (info["micro"], info["compile"]) == (4, "default")
+    assert capsys.readouterr().err == "dotlib: out of memory with 8 samples at once, 4 are used\n"
+
+
+def counted(tried):
+    """A loss that notes how many samples it is given."""
+
+    def loss_on(forward, few):
+        tried.append(len(few))
+        return forward(torch.ones(len(few), 1)).sum()
+
+    return loss_on
+
+
+@pytest.mark.parametrize(
+    ("peak", "given", "expected"), [(1.0, None, [8, 4]), (0.1, None, [8]), (1.0, 8, [8]), (9.0, None, [8, 4, 2])]
+)
+def test_peak_above_the_budget_is_backed_off_from(monkeypatch, capsys, peak, given, expected):
+    """5 MB, and `peak` MB a sample on the device; the smallest is kept, and a continued run keeps its micro-batch."""
+    tried = []
+    monkeypatch.setattr(machine, "peak_mb", lambda on: peak * tried[-1])
+    training = tiny(training__micro="auto", training__memory=5e6 / 1e9).training
+    assert memory.plan(nn.Linear(1, 1), training, "cpu", counted(tried), given)[2] == expected[-1]
+    assert tried[given is None :] == expected  # the first is counted, not tried
+    assert capsys.readouterr().err.count("\n") == (len(expected) > 1)
+
+
+@pytest.mark.parametrize(("wanted", "passes"), [("graphs", 3), ("default", 1), ("off", 1)])
+def test_cuda_graphs_are_tried_until_they_are_replayed(monkeypatch, wanted, passes):
+    tried = []
+    monkeypatch.setattr(torch, "compile", lambda model, **options: model)
+    memory.plan(nn.Linear(1, 1), tiny(training__compile=wanted).training, "cpu", counted(tried), None)
+    assert tried == [8] * passes
+
+
+@pytest.mark.parametrize("wanted", ["auto", "off", "default", "graphs"])
+def test_checkpointing_is_not_compiled(monkeypatch, capsys, wanted):
+    """Dynamo cannot trace the pass that is repeated; who asked for it is told."""
+    monkeypatch.setattr(machine, "compiled", lambda model, wanted, *rest: (model, wanted))
+    training = tiny(training__compile=wanted, training__checkpointing=True).training
+    assert memory.plan(nn.Linear(1, 1), training, "cpu", None, None)[1] == "off"
+    assert capsys.readouterr().err.count("\n") == (wanted in ("default", "graphs"))
 
 
 @pytest.mark.parametrize(("micro", "expected"), [(4, "default"), (8, "graphs"), (None, "graphs")])

@@ -89,8 +89,10 @@ def test_muon_takes_torchs_step_on_plain_matrices():
 
 def test_muon_clears_all_gradients():
     model = with_gradients(network())
-    optim.optimiser(model, MUON).zero_grad()
-    assert all(p.grad is None for p in model.parameters())
+    opt = optim.optimiser(model, MUON)
+    opt.collect()
+    opt.zero_grad()
+    assert all(p.grad is None for p in (*model.parameters(), *(flat for _, flat in opt.pairs)))
 
 
 @pytest.mark.parametrize("settings", [MUON, ADAM, ONECYCLE, FREE])
@@ -169,7 +171,7 @@ def test_average_is_its_recurrence():
     assert all(torch.equal(getattr(model, key).detach(), torch.tensor(values[key]).float()) for key in values)
 
 
-@pytest.mark.parametrize("settings", [ADAM, ONECYCLE])
+@pytest.mark.parametrize("settings", [ADAM, ONECYCLE, MUON])
 def test_step_that_is_not_finite_leaves_weights_and_moments(settings):
     """Also its count: the next step is the one that would have come without it."""
     models = [network(), network()]
@@ -184,16 +186,21 @@ def test_step_that_is_not_finite_leaves_weights_and_moments(settings):
         assert torch.equal(p, q)
 
 
-@pytest.mark.parametrize("settings", [MUON, FREE])
-def test_step_that_is_not_finite_leaves_weights_finite(settings):
+@pytest.mark.parametrize("spoilt", [torch.nan, torch.inf])
+def test_step_that_is_not_finite_leaves_both_sequences_of_schedule_free(spoilt):
+    """Weights, their other sequence and moments; only the count of steps goes on. Also where it is the first step."""
     model = network()
-    opt = optim.optimiser(model, settings)
+    opt = optim.optimiser(model, changed(FREE, weight_decay=0.1))
     optim.train(opt, model)
-    optim.step(with_gradients(model) and opt, OFF, YES)
-    for spoilt in (torch.nan, torch.inf):
-        with_gradients(model, 1)
+    for step in range(2):
+        before = copy.deepcopy((list(model.parameters()), opt.state_dict()["state"]))
+        with_gradients(model, step)
         for p in model.parameters():
             p.grad.fill_(spoilt)
         optim.step(opt, OFF, ~YES)
-    optim.evaluate(opt, model)
-    assert all(p.isfinite().all() for p in model.parameters())
+        after = list(model.parameters()), opt.state_dict()["state"]
+        assert all(map(torch.equal, after[0], before[0]))
+        for key, state in before[1].items():
+            assert all(torch.equal(after[1][key][name], value) for name, value in state.items())
+        assert all(value.isfinite().all() for state in after[1].values() for value in state.values())
+        optim.step(with_gradients(model, step) and opt, OFF, YES)

@@ -149,6 +149,7 @@ def test_provenance_names_the_commit_of_the_code(tmp_path, monkeypatch):
     def state():
         return tuple(report.provenance(tmp_path)[key] for key in ("commit", "dirty"))
 
+    monkeypatch.setattr(report, "commit", report.commit.__wrapped__)
     assert state() == ("unknown", None)
     for folder in ("dotlib", "figures"):
         (tmp_path / folder).mkdir()
@@ -163,6 +164,13 @@ def test_provenance_names_the_commit_of_the_code(tmp_path, monkeypatch):
     assert state() == (commit, False)
     (tmp_path / "dotlib" / "a.py").write_text("2")
     assert state() == (commit, True)
+
+
+def test_commit_is_asked_for_once(tmp_path, monkeypatch):
+    """What is committed while a study runs is not the code that its processes hold."""
+    asked, run = [], subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *words, **options: (asked.append(words), run(*words, **options))[1])
+    assert report.commit(tmp_path) == report.commit(tmp_path) and len(asked) == 1
 
 
 @pytest.mark.parametrize(

@@ -368,6 +368,9 @@ def test_run_is_tracked_in_its_folder(tmp_path, monkeypatch):
     told = []
 
     class Told:
+        def wants_slices(self, epoch):
+            return True
+
         def epoch(self, row, steps, slices):
             told.append((row["epoch"], len(steps), sorted(slices)))
 
@@ -375,7 +378,7 @@ def test_run_is_tracked_in_its_folder(tmp_path, monkeypatch):
             told.append("finished")
 
     def start(config, folder, facts):
-        told.append((config, folder, facts["data"]))
+        told.append((config, folder, facts["data key"]))
         return Told()
 
     monkeypatch.setattr(tracking, "start", start)

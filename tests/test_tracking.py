@@ -20,7 +20,7 @@ from dotlib import tracking
 from dotlib.config import PROFILES, ConfigError
 
 CONFIG = PROFILES["smoke"].base
-FACTS = {"data": "d1", "commit": "c1", "versions": {"torch": "2.9"}, "study": "4.3", "arm": "stage1-adam", "seed": 7}
+FACTS = {"data key": "d1", "commit": "c1", "versions": {"torch": "2.9"}}
 COLUMNS = ("loss", "gradient_norm", "scale", "lr", "beta1", "weight_decay")
 
 
@@ -115,7 +115,8 @@ def test_tracking_records_configuration_and_facts(run):
     config = head["config"]["update"]
     assert {name: config[name] for name in CONFIG.model_dump()} == CONFIG.model_dump(mode="json")
     assert config["facts"] == FACTS
-    assert (head["project"], head["run_group"], head["display_name"]) == ("dotlib", "4.3", "stage1-adam 7")
+    named = head["project"], head["run_group"], head["display_name"]
+    assert named == ("dotlib", "autoencode stage1", "adamw onecycle 0")
 
 
 def test_tracking_draws_steps_over_steps_and_epochs_over_epochs(run):
@@ -158,6 +159,22 @@ def test_grey_is_bounded():
 
 def test_tracking_keeps_pictures_of_chosen_epochs(tmp_path):
     assert list(pictures(*track(tmp_path, range(3), images_every=2))) == [0, 2]
+
+
+@pytest.mark.parametrize(("every", "kept"), [("", [0, 1, 2, 3]), ("3", [0, 3]), ("0", [])])
+def test_user_chooses_how_often_pictures_are_kept(tmp_path, monkeypatch, every, kept):
+    monkeypatch.setenv("DOTLIB_IMAGES_EVERY", every)
+    assert list(pictures(*track(tmp_path, range(4)))) == kept
+    assert [epoch for epoch in range(4) if tracking.Tracker(images_every=tracking.images()).wants_slices(epoch)] == kept
+
+
+@pytest.mark.parametrize("every", ["-1", "1.5", "often"])
+def test_number_of_epochs_that_is_none_is_one_line(tmp_path, monkeypatch, every):
+    monkeypatch.setenv("DOTLIB_IMAGES_EVERY", every)
+    with pytest.raises(
+        ConfigError, match=f"^DOTLIB_IMAGES_EVERY '{every}'; accepted: a whole number, 0 for no pictures$"
+    ):
+        tracking.start(CONFIG, tmp_path, FACTS, "offline")
 
 
 def test_tracking_writes_into_the_run_folder_only(tmp_path, monkeypatch):

@@ -12,8 +12,9 @@ import numpy as np
 import psutil
 import pytest
 from test_tracking import CONFIG, FACTS, history, records, told, written
+from tiny import RUNS, assert_same_run
 
-from dotlib import tracking
+from dotlib import tracking, trainer
 
 QUICK = 3.0  # seconds that a call may take that has nothing to wait for
 LINE = "dotlib: W&B tracking ended ({}); the run goes on without\n"
@@ -97,6 +98,23 @@ def test_service_that_stands_still_is_waited_for_no_longer(tmp_path, capfd, monk
     assert timed(tracker.finish) < 0.5 + QUICK
     finish_quickly(tracker, recorder, service)
     assert capfd.readouterr().err.startswith("dotlib: W&B tracking ended (not done 0.5 s after the run's end")
+
+
+def test_run_whose_recorder_is_killed_is_the_run_without(tmp_path, capfd, reference, one_thread):
+    """After its second epoch; the same bits."""
+    c, expected = RUNS["plateau, fp32"], reference["plateau, fp32"]
+    capfd.readouterr()
+    tracker, recorder = started(tmp_path)
+
+    def kill(row):
+        if row["epoch"] == 1:
+            recorder.kill()
+            wait_for(lambda: ended(recorder))
+
+    history = trainer.fit(c, tmp_path, report=kill, tracker=tracker)
+    assert timed(tracker.finish) < QUICK
+    assert capfd.readouterr() == ("", LINE.format(ENDED))
+    assert_same_run((c, tmp_path, history), expected)
 
 
 def test_folder_that_cannot_be_written_is_one_line(tmp_path, capfd):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import CLOCKED, EPOCHS, RUNS, TRAIN, assert_same_run, assert_same_weights, every_step, tiny, weights
 
-from dotlib import checkpoint, config, evaluation, provenance, trainer
+from dotlib import checkpoint, config, evaluation, machine, provenance, trainer
 from dotlib.data import dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -108,12 +108,12 @@ def test_nan_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path, referen
     expected = reference["plateau, fp32"]
     with monkeypatch.context() as patch:
         every_step(patch, lambda i, loss, pred, truth: spoil(loss, pred) if i == 5 else loss)
-        what = r"epoch 2, step 1: loss .*, gradient norm nan, learning rate 5e-05"
+        what = r"epoch 2, step 1 \(5 of the run\): loss .*, gradient norm nan, learning rate 5e-05"
         with pytest.raises(trainer.DivergedError, match=f"{what}; last good checkpoint: epoch 1$") as error:
             trainer.fit(c, tmp_path, save_every=0)
     assert "\n" not in str(error.value) and str(error.value).startswith(str(tmp_path))
     left, before = error.value.history, expected[2]
-    assert left.failed in str(error.value) and left.failed.startswith("epoch 2, step 1: ")
+    assert left.failed in str(error.value) and left.failed.startswith("epoch 2, step 1 ")
     assert left.epochs.drop(columns=CLOCKED).equals(before.epochs[:2].drop(columns=CLOCKED))
     assert left.steps[:5].equals(before.steps[:5]) and len(left.steps) == 6
     assert math.isnan(left.steps.gradient_norm[5]) and left.metrics.empty
@@ -130,9 +130,9 @@ def test_nan_in_validation_stops_the_run_too(tmp_path, monkeypatch):
     validate, c = trainer.validate, tiny("stage1-adam")
     monkeypatch.setattr(trainer, "validate", lambda *arguments: validate(*arguments) | {"validation_loss": math.nan})
     what = (
-        r"epoch 0, validation loss nan after step 1: loss 1\..*, gradient norm .*, learning rate 5e-05; no checkpoint"
+        r"epoch 0, validation loss nan after step 1 \(1 of the run\): loss 1\..*, gradient norm .*, learning rate 5e-05"
     )
-    with pytest.raises(trainer.DivergedError, match=what):
+    with pytest.raises(trainer.DivergedError, match=f"{what}; no checkpoint"):
         trainer.fit(c, tmp_path, save_every=0)
     assert not (tmp_path / "last.pt").exists()
 
@@ -214,7 +214,7 @@ def test_info_says_what_the_run_was(reference, name):
     assert (info["compile"], info["micro"], info["threads"]) == ("off", c.training.batch, 1)
     assert info["versions"]["torch"] == torch.__version__
     assert history.failed == "" and (info["gpu_peak_mb"], history.epochs.gpu_mb.notna().any()) == (0.0, False)
-    assert (info["config_digest"], info["code"]) == (c.digest(), provenance.code_digest())
+    assert (info["config_digest"], info["code"], info["earlier"]) == (c.digest(), provenance.code_digest(), [])
     json.dumps(info)
 
 
@@ -228,3 +228,18 @@ def test_epoch_rows_summarise_their_steps(reference):
         assert np.isfinite(history.epochs.drop(columns=["gpu_mb", "gpu_busy"])).all(axis=None)
         assert set(history.epochs.skipped) == {0} and set(history.steps.scale) == {1.0}
         assert history.steps.index.tolist() == list(range(len(history.steps)))
+
+
+def test_batch_that_the_dataset_cannot_fill_is_one_line(tmp_path, monkeypatch):
+    """Records that failed their checks are in no part: the configuration cannot know."""
+    plain = dataset.Dataset.volumes
+    monkeypatch.setattr(dataset.Dataset, "volumes", lambda *arguments: plain(*arguments)[:7])
+    with pytest.raises(config.ConfigError, match=r"^training.batch 8 exceeds the 7 training phantoms that are left$"):
+        trainer.fit(tiny(), tmp_path)
+
+
+def test_peak_of_an_epoch_includes_its_validation(tmp_path, monkeypatch):
+    validated, plain = [], trainer.validate
+    monkeypatch.setattr(trainer, "validate", lambda *arguments: (validated.append(1), plain(*arguments))[1])
+    monkeypatch.setattr(machine, "peak_mb", lambda on: float(len(validated)))
+    assert trainer.fit(tiny(epochs=2), tmp_path).epochs.gpu_peak_mb.tolist() == [1.0, 2.0]

@@ -6,14 +6,14 @@ from concurrent.futures import Future
 import pytest
 import torch
 
-from dotlib import arms, checkpoint, config, losses, study, trainer
+from dotlib import arms, checkpoint, config, losses, memory, study, trainer
 
 EPOCHS, TRAIN, TEST = 5, 16, 4
 # three blocks, the last of them not full
 RECORDED = config.Data(
     phantoms=36, grid=32, seed=3, measurements=config.Measurements(sources=4, detectors=12, pairs=24)
 )
-MEASURED = ("samples_per_second", "gpu_peak_mb", "resident_mb")
+MEASURED = ("samples_per_second", "gpu_peak_mb", "resident_mb", "earlier")  # the code may be edited meanwhile
 CLOCKED = ["seconds", "host_mb", "gpu_mb", "gpu_busy"]  # columns of the epochs that no two runs share
 
 
@@ -48,8 +48,9 @@ def weights(c, folder, name="last"):
 
 
 def whole(c, folder):
-    """All that `last.pt` holds, but the clock's and the memory's numbers."""
+    """All that `last.pt` holds, but the clock's and the memory's numbers, and the code that made it."""
     state = checkpoint.load(folder / "last.pt", c.digest())
+    del state["makers"]
     epochs = [{key: value for key, value in row.items() if key not in CLOCKED} for row in state["epochs"]]
     return state | {"epochs": epochs}
 
@@ -95,14 +96,21 @@ def assert_same_run(found, expected):
 
 
 def every_step(monkeypatch, look):
-    """Have `look(number of the step, loss, pred, truth)` replace the training loss; validation keeps the plain one."""
-    count, plain = itertools.count(), losses.LOSSES["rmse"]
+    """Have `look(number of the step, loss, pred, truth)` replace the training loss; trial and validation keep it."""
+    count, plain, plan, trying = itertools.count(), losses.LOSSES["rmse"], memory.plan, []
 
     def watched(pred, truth):
         value = plain(pred, truth)
-        return look(next(count), value, pred, truth) if pred.requires_grad else value
+        return look(next(count), value, pred, truth) if pred.requires_grad and not trying else value
+
+    def planned(*arguments):
+        trying.append(True)
+        found = plan(*arguments)
+        trying.clear()
+        return found
 
     monkeypatch.setitem(losses.LOSSES, "rmse", watched)
+    monkeypatch.setattr(memory, "plan", planned)
 
 
 class Undisturbed(dict):
