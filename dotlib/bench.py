@@ -1,6 +1,7 @@
 """Benchmarks: each part's speed as a ratio to a named baseline of the same call."""
 
 import json
+import math
 import platform
 import tempfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from .bench_rows import rate, row
 from .config import Profile
 from .data import phantoms
 from .evaluation import network
+from .sections import step_profile
 from .sections.naive import naive_loop
 from .sections.roofline import product_speed
 
@@ -101,6 +103,24 @@ def bench_training(profile: Profile) -> list[dict]:
     return rows
 
 
+def bench_overhead(profile: Profile, seconds: float = step_profile.JUDGED) -> list[dict]:
+    """What checkpoints, tracking and monitoring take of the epochs of a run of `seconds` or more, start-up apart."""
+    epochs, spent = 2, 0.0
+    while spent < seconds:
+        epochs = max(epochs, math.ceil(1.1 * seconds / spent * epochs)) if spent else epochs
+        history, run = step_profile.of_run(profile.base, epochs, "offline")
+        spent = history.epochs["seconds"].sum()
+    total = run.loc[run["share"].notna(), "seconds"].sum()
+    name = f"{epochs} epochs"
+    parts = run[run["share"].notna()].itertuples()
+    rows = [row(name, total, "s", n=1)] + [row(p.part, p.seconds, "s", name, total, 1) for p in parts]
+    rows.append(row(", ".join(step_profile.OVERHEAD), step_profile.overhead(run) * total, "s", name, total, 1))
+    if machine.device() == "cuda":
+        busy = history.epochs["gpu_busy"][1:].median()
+        rows.append(row("GPU busy (NVML), median epoch", busy, "1", n=epochs - 1))
+    return rows
+
+
 def _few(profile: Profile) -> configuration.Config:
     """The profile's data at full width for three epochs; where a CPU would take hours, two batches of 16 an epoch."""
     changes = {"data.measurements": None, "model.width": 16, "model.name": "stage1", "training.epochs": 3}
@@ -117,4 +137,9 @@ def _fitted(config: configuration.Config) -> tuple[float, str]:
     return seen / history.epochs["seconds"].median(), history.info["precision"]
 
 
-PARTS = {"phantoms": bench_phantoms, "training": bench_training, "forward": bench_forward}
+PARTS = {
+    "phantoms": bench_phantoms,
+    "training": bench_training,
+    "forward": bench_forward,
+    "overhead": bench_overhead,
+}

@@ -2,14 +2,17 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from dotlib import __main__ as command
 from dotlib import bench, bench_forward, bench_rows, config
 from dotlib.data import phantoms
+from dotlib.sections import step_profile
 
 KEYS = {"name", "value", "unit", "baseline", "ratio", "n", "machine"}
 
@@ -69,6 +72,24 @@ def test_forward_prints_a_json_object_a_line(capsys):
     assert of_unit(rows, "iterations")[0]["value"] < 100 and 0.05 < of_unit(rows, "GB")[0]["value"] < 100
 
 
+def test_overhead_is_of_a_run_of_that_length(monkeypatch):
+    """The run is made longer until it lasts as long as is asked for; its parts add up to it."""
+    asked = []
+
+    def of_run(c, epochs, mode):
+        asked.append((epochs, mode))
+        spent = {"steps": 6.0, "validation": 1.0, "checkpoints": 0.5, "tracking": 0.3, "monitoring": 0.2, "start-up": 9}
+        history = SimpleNamespace(epochs=pd.DataFrame({"seconds": [7.2] * epochs}))
+        return history, step_profile.shares({part: epochs * value for part, value in spent.items()})
+
+    monkeypatch.setattr(step_profile, "of_run", of_run)
+    whole, *parts, overhead = bench.bench_overhead(config.profile("smoke"))
+    assert asked == [(2, "offline"), (46, "offline")]  # 331 s, a tenth beyond 300
+    assert (whole["name"], whole["value"]) == ("46 epochs", pytest.approx(46 * 8))
+    assert sum(part["value"] for part in parts) == pytest.approx(whole["value"])
+    assert overhead["ratio"] == pytest.approx(1 / 8)
+
+
 def test_direct_readings_are_those_of_the_model():
     """What the model is measured against does the same work."""
     found, expected = bench_forward.readings(16, "cpu", 2)(), bench_forward.direct_readings(16)().numpy()
@@ -97,7 +118,9 @@ def test_table_names_the_machine_and_leaves_missing_ratios_empty(capsys, monkeyp
 
 
 def test_unknown_part_is_one_line():
-    with pytest.raises(config.ConfigError, match=r"^unknown benchmark 'sleep'; accepted: phantoms, training, forward$"):
+    with pytest.raises(
+        config.ConfigError, match=r"^unknown benchmark 'sleep'; accepted: phantoms, training, forward, overhead$"
+    ):
         bench.run("sleep", config.profile("smoke"))
 
 

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {"build", "data", "runs", "figures"}
+CACHES = ("XDG_CACHE_HOME", "MPLCONFIGDIR", "IPYTHONDIR", "NUMBA_CACHE_DIR")
 
 
 def ours():
@@ -42,7 +43,7 @@ def test_workbook_leaves_nothing_outside_its_folders(clone, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
     # caches as the Makefile sends them, into build/
-    caches = {name: str(clone / "build/.cache") for name in ("XDG_CACHE_HOME", "MPLCONFIGDIR", "IPYTHONDIR")}
+    caches = {name: str(clone / "build/.cache") for name in CACHES}
     caches |= {f"JUPYTER_{name}_DIR": str(clone / "build/.cache/jupyter") for name in ("CONFIG", "DATA", "RUNTIME")}
     environment = os.environ | caches | {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(clone)}
     command = [sys.executable, "-m", "dotlib", "workbook", "--profile", "smoke"]

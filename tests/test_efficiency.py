@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from scipy import stats as scipy_stats
 from torch import nn
 from torch.autograd import DeviceType
 
-from dotlib import config, evaluation, report, trainer
+from dotlib import config, evaluation, journal, monitor, report, tracking, trainer
 from dotlib.models import blocks
 from dotlib.sections import efficiency, loss_scale, roofline, step_profile
 
@@ -274,17 +275,29 @@ def test_profile_of_a_run_adds_up_and_sees_every_class():
 
 
 def test_run_is_split_by_where_it_waits(monkeypatch):
-    """Time that is slept inside validation, a checkpoint and the tracker's pictures appears there, and nowhere else."""
-    for module, name, wait in ((trainer.metrics, "nrmse", 0.3), (trainer.optim, "apply", 0.05)):
-        plain = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, plain=plain, wait=wait: (time.sleep(wait), plain(*a))[1])
-    history, run = step_profile.of_run(small(), 2, "disabled")
-    spent = run.set_index("part")
-    assert 0.6 <= spent.loc["validation", "seconds"] < 0.6 + 0.5
-    assert 0.05 * len(history.steps) <= spent.loc["steps", "seconds"]
-    assert spent["share"].sum() == pytest.approx(1)
-    assert spent.loc[["steps", "validation"], "seconds"].sum() <= history.epochs["seconds"].sum()
-    assert (spent["seconds"] >= 0).all() and spent.loc["checkpoints", "seconds"] > 0
+    """Time that is slept inside each part appears there, and nowhere else."""
+
+    def sleepy(owner, name, wait):
+        plain = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, **k: (time.sleep(wait), plain(*a, **k))[1])
+
+    waits = {"steps": 0.05, "validation": 0.3, "checkpoints": 0.4, "monitoring": 0.5, "tracking": 0.6}
+    sleepy(trainer.optim, "apply", waits["steps"])
+    sleepy(trainer.metrics, "nrmse", waits["validation"])
+    sleepy(journal.checkpoint, "write", waits["checkpoints"])
+    sleepy(monitor.Monitor, "_sample", waits["monitoring"])
+    sleepy(tracking, "_grey", waits["tracking"] / 4)  # two volumes, two channels
+    alive = SimpleNamespace(poll=lambda: None, stdin=SimpleNamespace(write=len, close=lambda: None), wait=lambda _: 0)
+    monkeypatch.setattr(tracking, "start", lambda *a: tracking.Tracker(alive, None, {}))
+    monkeypatch.setattr(tracking, "_feed", lambda *a: None)
+    history, run = step_profile.of_run(small(), 2, "offline")
+    spent = run.set_index("part")["seconds"]
+    assert waits["steps"] * len(history.steps) <= spent["steps"] < waits["steps"] * len(history.steps) + 1.5
+    for part in ("validation", "monitoring", "tracking"):
+        assert 2 * waits[part] <= spent[part] < 2 * waits[part] + 0.25, part
+    assert 4 * waits["checkpoints"] <= spent["checkpoints"] < 4 * waits["checkpoints"] + 0.3  # progress, last, best
+    assert run["share"].sum() == pytest.approx(1)
+    assert (run["seconds"] >= 0).all()
 
 
 def test_overhead_is_the_share_of_epochs_beside_steps_and_validation():
@@ -455,7 +468,19 @@ def answered(lowest, highest, ratio=1.0, own=(1.8, 2.2)):
     rows = [(efficiency.NAIVE, "fp32", 1.0, 1.0, 1.0), (efficiency.OWN, "as it is", 2.0, *own)]
     rows += [("precision", "fp32", ratio, lowest, highest)]
     table = pd.DataFrame(rows, columns=["factor", "setting", "ratio", "lowest", "highest"])
-    return efficiency.answer(table.assign(**{"samples/s": 10.0, "kept, MB": 1.0, "note": ""}))
+    times = speeds([2.0], [ratio])
+    return efficiency.answer(table.assign(**{"samples/s": 10.0, "kept, MB": 1.0, "note": ""}), times)
+
+
+def speeds(own, fp32):
+    """Rounds of the trainer and of itself in fp32, on a machine whose load changes between rounds."""
+    load = np.linspace(1, 3, len(own))
+    parts = [(efficiency.OWN, "as it is", own), ("precision", "fp32", fp32), (efficiency.NAIVE, "fp32", own)]
+    frames = [
+        pd.DataFrame({"factor": factor, "setting": setting, "round": range(len(own)), "speed": np.array(values) * load})
+        for factor, setting, values in parts
+    ]
+    return pd.concat(frames)
 
 
 def test_ranges_that_overlap_are_not_resolved():
@@ -473,14 +498,20 @@ def test_what_is_faster_than_the_trainer_comes_first():
 
 def test_one_round_resolves_nothing():
     words = answered(1.0, 1.0, own=(2.0, 2.0))
-    assert "fp32: speed not resolved" in words and "+100% (+100% to +100%); not resolved" in words
+    assert "fp32: speed not resolved" in words
+    assert "H13, speed: not resolved** at this size" in words and "+100 % [-100, +inf] over 1 round." in words
 
 
 def test_mixed_precision_is_judged_by_what_was_expected_of_it():
-    """The trainer's ratio is 1.8 to 2.2; fp32's decides."""
-    assert "+100% (+64% to +144%); confirmed" in answered(0.9, 1.1)
-    assert "not resolved at this size" in answered(0.9, 1.9)
-    assert "refuted at this size" in answered(1.9, 2.0, ratio=1.95)
+    """By Student's interval over rounds, each with its own load."""
+    own = [2.0, 2.2, 2.1]
+    words = efficiency._mixed_precision(speeds(own, [1.0, 1.0, 1.0]))
+    logs = np.log(own)
+    half = scipy_stats.t.ppf(0.975, 2) * logs.std(ddof=1) / np.sqrt(3)
+    low, high = (100 * np.expm1(logs.mean() + side * half) for side in (-1, 1))
+    assert f"[{low:+.0f}, {high:+.0f}] over 3 rounds" in words and "H13, speed: confirmed" in words
+    assert "not resolved" in efficiency._mixed_precision(speeds(own, [1.0, 1.9, 1.2]))
+    assert "refuted" in efficiency._mixed_precision(speeds(own, [1.9, 2.1, 2.0]))
 
 
 # --- the scaler

@@ -7,14 +7,16 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from dotlib import arms, chapter, config, records, report, stats
-from dotlib.sections import factorial, hypotheses, optimisers, schedules, speed
+from dotlib import arms, chapter, config, convergence, records, report, stats, stats_crossed
+from dotlib import optim as optimiser_settings
+from dotlib.sections import factorial, hypotheses, optimisers, schedules, settings, speed
 
-PHANTOMS, EPOCHS = 8, 10
+PHANTOMS, EPOCHS, STEPS = 8, 10, 512
 
 
 def record_of(levels, seeds=5, spread=0.0, gap=None, precision=None, failed=(), seed=0, profile="quick"):
-    """A record whose runs have the log errors `levels[arm]`, plus what phantoms and seeds add.
+    """A record whose runs have the log errors `levels[arm]`, plus what phantoms and seeds add; musp and legacy twice
+    as much, and half at the best checkpoint.
 
     `spread` is the sd of what an arm's seeds add besides, zero in the mean; validation is `gap[arm]` times the training
     loss; `failed` holds (arm, seed), whose runs end after half of the epochs and are judged by the worst of all.
@@ -29,22 +31,18 @@ def record_of(levels, seeds=5, spread=0.0, gap=None, precision=None, failed=(), 
             runs.append(
                 row | {"samples_seen": 8192, "samples_per_second": 34.0, "config": "c", "data": "d", "code": "e"}
             )
-            runs[-1]["precision"] = (precision or {}).get(arm, "bf16")
+            runs[-1] |= {"precision": (precision or {}).get(arm, "bf16"), "steps": STEPS}
             last = EPOCHS // 2 if row["failed"] else EPOCHS
             curve = value.mean() * np.exp(1.5 * (1 - np.arange(1, EPOCHS + 1) / EPOCHS))[:last]
             loss = {"train_loss": curve, "validation_loss": curve * (gap or {}).get(arm, 1.1), "nrmse_mua": curve}
             epochs.append(pd.DataFrame({"arm": arm, "seed": s, "epoch": np.arange(last)} | loss))
             value = np.exp(max(levels.values()) + 1 + phantom) if row["failed"] else value
-            for metric, channel in optimisers.ERRORS.values():
-                key = {
-                    "arm": arm,
-                    "seed": s,
-                    "checkpoint": "last",
-                    "metric": metric,
-                    "channel": channel,
-                    "inclusion": -1,
-                }
-                metrics.append(pd.DataFrame(key | {"phantom": np.arange(PHANTOMS), "value": value}))
+            for checkpoint, power in (("last", 1.0), ("best", 0.5)):
+                for i, (metric, channel) in enumerate(optimisers.ERRORS.values()):
+                    key = {"arm": arm, "seed": s, "checkpoint": checkpoint, "metric": metric, "channel": channel}
+                    power_of = power * (2 if i else 1)
+                    rows = {"inclusion": -1, "phantom": np.arange(PHANTOMS), "value": value**power_of}
+                    metrics.append(pd.DataFrame(key | rows))
     frames = (pd.concat(metrics, ignore_index=True), pd.concat(epochs, ignore_index=True), pd.DataFrame(runs))
     return records.Record(*frames, profile, "made up")
 
@@ -126,6 +124,25 @@ def test_seeds_are_paired_where_both_arms_have_them():
     table = np.log(optimisers.errors(record)).mean(axis=1)
     assert row["seeds"] == 3
     assert np.log1p(row["effect"] / 100) == pytest.approx((table.loc["a"] - table.loc["b"])[[1, 2, 4]].mean())
+
+
+def test_table_of_ends_says_what_stands_beside_the_effect():
+    levels = {"stage1-onecycle": -0.3, "stage1-adam": 0.0, "adamw-onecycle-momentum-b95": -0.1, "adam-constant": 0.0}
+    record = record_of(levels, spread=0.05)
+    uneven = np.exp(0.05 * np.cos(5.0 * record.metrics["phantom"] + 3.0 * record.metrics["seed"]))
+    of_one = np.where(record.metrics["arm"] == "stage1-onecycle", uneven, 1)
+    record = dataclasses.replace(record, metrics=record.metrics.assign(value=record.metrics["value"] * of_one))
+    table, (a, b) = optimisers.all_ends(record), (optimisers.errors(record).loc[x] for x in list(levels)[:2])
+    wins = stats.probability_of_improvement(a.to_numpy(), b.to_numpy())
+    assert table.loc[0, "P(better)"] == f"{wins.estimate:.2f} [{wins.low:.2f}, {wins.high:.2f}]"
+    assert table.loc[0, "sizes"] == ", ".join(f"{x:.2g}" for x in stats_crossed.components(a, b))
+    assert table.loc[0, "Cohen dz"] == pytest.approx(stats.paired_contrast(a, b).dz)
+    logs = np.log1p(table["effect"] / 100)
+    assert table["standing"].tolist() == ["primary"] * 2 + [
+        f"{name}: secondary" for name in ("nrmse musp", "legacy RMSE", "nrmse mua, best checkpoint") for _ in range(2)
+    ]
+    assert logs.tolist() == pytest.approx([-0.3, -0.1, -0.6, -0.2, -0.6, -0.2, -0.15, -0.05], abs=0.01)
+    assert {"Cohen dz", "P(better)"} <= set(optimisers.shown(table, "P(better)"))
 
 
 def test_confirmatory_intervals_share_five_per_cent():
@@ -215,6 +232,12 @@ def test_overfitting_is_judged_by_validation_over_training(factor, verdict):
     assert ratio["decay-schedule"].tolist() == pytest.approx([1.1 * factor] * 5)
     gap["decay-schedule"] += 1e-9
     assert verdict_of(levels, "H12", gap=gap)[0] == verdict
+    curves = record.epochs["arm"] == "decay-schedule"
+    record.epochs.loc[curves, "validation_loss"] *= np.exp(0.01 * record.epochs.loc[curves, "seed"])
+    ratio = optimisers.gaps(record, list(levels))
+    effect = stats.paired_contrast(ratio["decay-schedule"], ratio["stage1-onecycle"]).effect
+    row = hypotheses.verdicts(everywhere(record), {}).set_index("hypothesis").loc["H12"]
+    assert row["interval, %"] == f"[{-effect.high:.3g}, {-effect.low:.3g}]"
 
 
 @pytest.mark.parametrize(
@@ -247,7 +270,14 @@ def test_speed_is_judged_by_the_epochs_saved(a, verdict):
     )
     b, a = (int(found[arm].epochs[0]) for arm in ("stage1-adam", "stage1-onecycle"))
     assert row["found, %"] == pytest.approx(100 * (1 - a / b)) and row["verdict"] == verdict
-    assert speed.ups(record, {"as specified": target})["speed-up"][0] == pytest.approx(b / a)
+    ups = speed.ups(record, {"as specified": target}).iloc[0]
+    of = [found[arm] for arm in ("stage1-onecycle", "stage1-adam")]
+    ratio, reading = convergence.speedup(*of)
+    assert (ups["speed-up"], ups["reading"]) == (pytest.approx(b / a), reading)
+    assert ups["interval"] == f"[{ratio.low:.3g}, {ratio.high:.3g}]"
+    assert ups["log-rank p"] == pytest.approx(convergence.logrank(*of))
+    low, high = (100 * (1 - 1 / x) for x in (ratio.low, ratio.high))
+    assert row["interval, %"] == f"[{low:.3g}, {high:.3g}]"
 
 
 def test_failed_run_never_reaches_the_target_and_stays_in_the_tables():
@@ -266,12 +296,45 @@ def test_failed_run_never_reaches_the_target_and_stays_in_the_tables():
     assert "1 failed" in hypotheses.answer(table.reset_index())
 
 
+def test_arm_all_of_whose_runs_failed_has_no_interval_and_no_verdict():
+    """Others' worst values have no spread of their own."""
+    levels = {**factorial_levels(), "stage1-onecycle": -0.3, "stage1-adam": 0.0, "stage1-onecycle-50": 0.1}
+    lost = ("stage1-adam", "adam-cosine", "adam-constant", "stage1-onecycle-50")
+    record = record_of(levels, spread=0.02, failed=[(arm, s) for arm in lost for s in range(5)])
+    ends = optimisers.all_ends(record)
+    tables = [ends, optimisers.budgets(record)[lambda t: t["seeds"] > 0], factorial.effects(record)]
+    hit = [ends.index, slice(None), tables[2]["label"].isin(["AdamW, not Adam", "annealing", "one cycle's shape"])]
+    for table, rows in zip(tables, hit, strict=True):
+        assert table.loc[rows, ["low", "high", "p", "sd of log", "Cohen dz"]].isna().all(axis=None)
+        assert (table.loc[rows, ["seeds alone", "sizes"]] == "--").all(axis=None) and table.loc[rows, "seeds"].all()
+    assert ends[["Holm p"]].isna().all(axis=None) and (ends["P(better)"] == "--").all()
+    assert (optimisers.shown(ends)["interval, %"] == "--").all()
+    kept = factorial.effects(record).set_index("contrast").loc["main effects: momentum cycling"]
+    assert np.isfinite([kept["low"], kept["p"]]).all()
+    row = speed.ups(record, {"as specified": 1.0}).iloc[0]
+    assert row["reading"] == "every run of an arm failed" and row["seeds"] == 0
+    found = hypotheses.verdicts(everywhere(record), {"as specified": 1.0}).set_index("hypothesis")
+    names = ["H1, as specified", "H1, tuned", "H1, speed as specified", "H10"]
+    assert found.loc[names, "verdict"].tolist() == ["not computed"] * 4
+    assert (found.loc[names, "note"] == "every run of an arm failed").all()
+
+
 def test_failed_run_of_an_unpaired_seed_is_not_counted_with_the_contrast():
     record = record_of({"stage1-onecycle": -0.3, "stage1-onecycle-50": 0.0}, failed=[("stage1-onecycle", 3)])
     few = [frame[(frame["arm"] == "stage1-onecycle") | (frame["seed"] < 3)] for frame in (record.metrics, record.runs)]
     fewer = dataclasses.replace(record, metrics=few[0], runs=few[1])
     found = hypotheses.verdicts(everywhere(fewer), {}).set_index("hypothesis")
     assert found.loc["H10", ["seeds", "failed"]].tolist() == [3, 0]
+
+
+def test_bound_says_so_before_its_number_and_that_it_is_more_than_expected():
+    """One run of Adam misses the target: its epochs are too few, and so is what the other saves."""
+    record = record_of({"stage1-onecycle": -0.9, "stage1-adam": 0.0}, failed=[("stage1-adam", 1)])
+    record.epochs["nrmse_mua"] /= record.epochs.groupby("seed")["nrmse_mua"].transform("min")
+    table = hypotheses.verdicts(everywhere(record), {"as specified": 1.001 * np.exp(0.9)})
+    row = table.set_index("hypothesis").loc["H1, speed as specified"]
+    assert row["note"] == "a bound: at least; more than expected" and row["verdict"] == "confirmed"
+    assert f"Found: at least {row['found, %']:+.1f} %" in hypotheses.answer(table)
 
 
 def test_targets_come_from_the_pilot_and_from_the_baseline():
@@ -321,24 +384,69 @@ def test_plan_rests_on_no_result_and_on_the_studies_seeds():
     assert plan.loc["H11, tuned", "seeds"] == 3
     assert plan.loc["H1, tuned", "detectable, %"] == pytest.approx(9.0, abs=0.05)  # as results/PLAN.md has them
     assert plan.loc["H11, tuned", "detectable, %"] == pytest.approx(20.5, abs=0.05)
+    sd = np.hypot(0.07, 0.05 / 8)
+    assert hypotheses.power_of_equality(64) == pytest.approx(stats.equivalence_power(sd, 3, hypotheses.MARGIN))
     assert plan["detectable, %"].isna().sum() == sum(h.of != "error" for h in hypotheses.HYPOTHESES)
 
 
-def test_tuning_chooses_the_lowest_last_error_and_flags_the_edge():
-    levels = dict.fromkeys(arms.TUNING["muon"], 0.0) | {"tune-muon-5": -0.1, "tune-muon-2": -9.0}
+def at_the_edge(candidate, i):
+    """Which settings of a point are the lowest or highest tried."""
+    points = pd.DataFrame(arms.points(candidate))
+    return ", ".join(name for name, values in points.items() if values[i] in (values.min(), values.max()))
+
+
+def test_tuning_chooses_the_lowest_last_error_and_names_what_is_at_an_edge():
+    levels = dict.fromkeys(arms.TUNING["muon"], 0.0) | {"tune-muon-6": -0.1, "tune-muon-2": -9.0}
     highest = int(np.argmax([point["lr"] for point in arms.points("muon")]))
     levels |= dict.fromkeys(arms.TUNING["adam-cosine"], -0.5) | {f"tune-adam-cosine-{highest}": -0.6}
-    table = optimisers.tuning_points(record_of(levels, seeds=1, failed=[("tune-muon-2", 0)]))
+    warmest = int(np.argmax([point["warmup"] for point in arms.points("adamw-constant")]))
+    levels |= dict.fromkeys(arms.TUNING["adamw-constant"], 0.0) | {f"tune-adamw-constant-{warmest}": -0.2}
+    record = record_of(levels, seeds=1, failed=[("tune-muon-2", 0)])
+    table = settings.tuning_points(record)
     chosen = table[table["chosen"]].set_index("arm")
-    assert chosen["lr"].to_dict() == {"muon": arms.points("muon")[5]["lr"], "adam-cosine": table["lr"].max()}
-    assert chosen["edge"].to_dict() == {"muon": highest == 5, "adam-cosine": True}
+    assert chosen["lr"].to_dict() == {
+        "muon": arms.points("muon")[6]["lr"],
+        "adam-cosine": table["lr"].max(),
+        "adamw-constant": arms.points("adamw-constant")[warmest]["lr"],
+    }
+    assert chosen.loc["muon", "edge"] == at_the_edge("muon", 6) == "warmup"
+    assert "lr" in chosen.loc["adam-cosine", "edge"]
+    assert "warmup" not in chosen.loc["adamw-constant", "edge"]  # without a schedule there is none
+    assert (table.loc[~table["chosen"], "edge"] == "").all()
+    assert settings.tuned(record).set_index("candidate")["at the edge"].to_dict() == {
+        **dict.fromkeys(arms.TUNING, ""), **chosen["edge"]
+    }  # fmt: skip
     assert table.loc[table["arm"] == "muon", "failed"].tolist().count("") == 7
     assert (table.loc[table["arm"] == "adamw-cosine", "failed"] == "no run").all()
 
 
+def test_sensitivity_is_each_setting_against_the_recipe():
+    study = arms.STUDIES["4.3-sensitivity"].arms
+    levels = {arm: i / 10 for i, arm in enumerate(study)}
+    table = settings.sensitivity(record_of(levels, seeds=3)).set_index("label")
+    assert set(table.index) == set(study) - {"stage1-onecycle"}
+    for arm in table.index:
+        assert np.log1p(table.loc[arm, "effect"] / 100) == pytest.approx(levels[arm] - levels["stage1-onecycle"])
+
+
+def test_meaning_of_the_settings_is_that_of_their_formulas():
+    record = record_of(dict.fromkeys(arms.STUDIES["4.3-sensitivity"].arms, 0.0), seeds=1)
+    table = settings.meaning(record).set_index("arm")
+    recipe = config.ONECYCLE
+    assert set(table.index) == set(arms.STUDIES["4.3-sensitivity"].arms) and (table["steps"] == STEPS).all()
+    assert table.loc["beta2-0.999", ["memory of squares", "warm-up by rule"]].tolist() == pytest.approx([1000, 2000])
+    assert table.loc["warmup-0.4", "warm-up"] == pytest.approx(0.4 * STEPS)
+    # a cosine up and one down, each half its height on the average, the very end apart
+    assert table.loc["stage1-onecycle", "sum of rates"] == pytest.approx(recipe.lr * STEPS / 2, rel=0.02)
+    assert table.loc["lr-0.03", "sum of rates"] == pytest.approx(10 * table.loc["stage1-onecycle", "sum of rates"])
+    rates = [optimiser_settings.settings(recipe, step, STEPS).lr for step in range(STEPS)]
+    left = np.prod([1 - rate * 0.1 for rate in rates])  # AdamW without gradients, step by step
+    assert table.loc["decay-0.1", "decay leaves, %"] == pytest.approx(100 * left, rel=1e-4)
+
+
 def test_sensitivity_has_the_recipe_as_base_of_every_panel():
     study = arms.STUDIES["4.3-sensitivity"].arms
-    table = optimisers.sensitivity_runs(record_of({arm: i / 10 for i, arm in enumerate(study)}, seeds=2))
+    table = settings.sensitivity_runs(record_of({arm: i / 10 for i, arm in enumerate(study)}, seeds=2))
     recipe = arms.arm("stage1-onecycle", "quick").optim
     base = table[table["base"]].drop_duplicates("setting")["value_of"].tolist()
     assert base == [recipe.betas[1], recipe.lr, recipe.warmup, recipe.weight_decay]
@@ -352,7 +460,10 @@ def test_sensitivity_has_the_recipe_as_base_of_every_panel():
 def test_budgets_compare_at_equal_shares_of_the_epochs():
     names = [arm for shares in optimisers.BUDGETS.values() for arm in shares.values()]
     table = optimisers.budgets(record_of({arm: -i / 10 for i, arm in enumerate(names)}))
-    assert np.log1p(table["effect"] / 100).tolist() == pytest.approx([-0.3, -0.3, -0.4])
+    equal, fewer = np.log1p(table["effect"] / 100)[:3], np.log1p(table["effect"] / 100)[3:]
+    assert equal.tolist() == pytest.approx([-0.3, -0.3, -0.4])
+    assert fewer.tolist() == pytest.approx([-0.1, -0.2, -0.3])  # against Adam with all its epochs
+    assert (table["contrast"][3:].str.endswith("against stage1-adam")).all()
     more = record_of(dict.fromkeys(names, 0.0), seeds=7)
     fewer = (more.metrics["arm"] == names[0]) & (more.metrics["seed"] > 4)
     runs = optimisers.budget_runs(dataclasses.replace(more, metrics=more.metrics[~fewer]))
@@ -374,6 +485,16 @@ def test_additions_meet_their_own_reference():
             assert np.log1p(table.loc[a, "effect"] / 100) == pytest.approx(levels[a] - levels[b])
     assert table.loc["muon", "gap, %"] == pytest.approx(30) and (table["samples seen"] == 8192).all()
     assert (table["standing"] == "exploratory").all()
+
+
+def test_addition_that_never_took_effect_says_so():
+    levels = {"stage1-onecycle": 0.0, "stopped": 0.0, "stage1-onecycle-50": 0.2, "ema-onecycle": -0.1, "batch-32": 1e-9}
+    record = record_of(levels)
+    table = optimisers.additions(record).set_index("label")["standing"]
+    assert table["stopped"] == "the same runs"
+    assert (table[["ema-onecycle", "stage1-onecycle-50", "batch-32"]] == "exploratory").all()
+    found = hypotheses.verdicts(everywhere(record), {}).set_index("hypothesis")["note"]
+    assert "the same runs as stage1-onecycle" in found["H10, stopped early"] and "same" not in found["H10"]
 
 
 def test_one_cycle_overwrites_beta1_and_ends_where_it_should():

@@ -11,7 +11,7 @@ from test_optimisers import factorial_levels, record_of
 
 from dotlib import arms, plots, report
 from dotlib.plots import optimisers as figures
-from dotlib.sections import factorial, optimisers, schedules, speed
+from dotlib.sections import factorial, optimisers, schedules, settings, speed
 
 LABEL = r"test nrmse of $\mu_a$"
 LONG = "adamw-onecycle-momentum-b95"
@@ -127,7 +127,7 @@ def test_factorial_lines_are_geometric_means_over_seeds():
 def test_sensitivity_marks_the_base_point_of_every_panel():
     levels = {arm: i / 50 for i, arm in enumerate(arms.STUDIES["4.3-sensitivity"].arms)}
     record = record_of(levels, failed=[("lr-0.03", 1), ("lr-0.03", 3)])
-    figure = figures.sensitivity(optimisers.sensitivity_runs(record), LABEL)
+    figure = figures.sensitivity(settings.sensitivity_runs(record), LABEL)
     for ax, base in zip(figure.axes, ("0.95", "0.003", "0.2", "0.0001"), strict=True):
         (shade,) = ax.patches
         place = round(shade.get_x() + shade.get_width() / 2)
@@ -142,7 +142,7 @@ def test_tuning_rings_the_chosen_point_and_says_edge():
     for name in arms.TUNING:
         rates = [point["lr"] for point in arms.points(name)]
         levels[f"tune-{name}-{np.argmax(rates) if name == LONG else rates.index(sorted(rates)[3])}"] = 0.0
-    points = optimisers.tuning_points(record_of(levels, seeds=1, failed=[("tune-muon-0", 0)]))
+    points = settings.tuning_points(record_of(levels, seeds=1, failed=[("tune-muon-0", 0)]))
     figure = figures.tuning(points, LABEL)
     rings = [line for ax in figure.axes for line in ax.lines if line.get_markersize() == 9]
     assert [line.get_xdata()[0] for line in rings] == points.loc[points["chosen"], "lr"].tolist()

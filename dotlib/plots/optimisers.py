@@ -124,7 +124,8 @@ def _effect(ax: Axes, y: float, row: pd.Series, left: float, right: float) -> No
 def _numbers(row: pd.Series) -> str:
     if not np.isfinite(row["effect"]):
         return "not computed"
-    limits = f"[{row['low']:+.1f}, {row['high']:+.1f}]" if np.isfinite(row["low"]) else "one seed"
+    none = "one seed" if row["seeds"] == 1 else "no interval"
+    limits = f"[{row['low']:+.1f}, {row['high']:+.1f}]" if np.isfinite(row["low"]) else none
     return f"{row['effect']:+.1f} {limits}, n = {row['seeds']}" + f", {row['failed']} failed" * bool(row["failed"])
 
 
@@ -191,8 +192,8 @@ def factorial(values: pd.DataFrame, label: str) -> Figure:
 def tuning(points: pd.DataFrame, label: str, columns: int = 4) -> Figure:
     """Validation error over the learning rate, a panel an arm: a dot a point, the chosen one ringed.
 
-    `points` has the columns arm, lr, error, failed, chosen, edge. Failed points are crosses at the top. The title
-    of an arm whose chosen rate is the lowest or highest tried says so.
+    `points` has the columns arm, lr, error, failed, chosen, edge (names of settings). Failed points are crosses at the
+    top. The title of an arm whose chosen rate is the lowest or highest tried says so.
     """
     arms, good = list(points["arm"].unique()), points.loc[points["failed"] == "", "error"]
     rows = -(-len(arms) // columns)
@@ -205,11 +206,10 @@ def tuning(points: pd.DataFrame, label: str, columns: int = 4) -> Figure:
             failed = chosen["failed"] != ""
             _dots(ax, chosen["lr"], chosen["error"], failed, "C0")
             best = chosen[chosen["chosen"]]
-            ax.plot(
-                best["lr"], best["error"], "o", ms=9, color=BAD if best["edge"].any() else "C2", mfc="none", mew=1.3
-            )
-            name = textwrap.fill(arm, 19) + (" (edge)" if best["edge"].any() else "")
-            ax.set_title(name, size=7, pad=2, color=BAD if best["edge"].any() else "black")
+            edge = best["edge"].str.contains("lr").any()
+            ax.plot(best["lr"], best["error"], "o", ms=9, color=BAD if edge else "C2", mfc="none", mew=1.3)
+            name = textwrap.fill(arm, 19) + (" (edge)" if edge else "")
+            ax.set_title(name, size=7, pad=2, color=BAD if edge else "black")
             ax.set(xscale="log")
             ax.tick_params(labelsize=7)
             _decimal_log(ax, [*good, good.min() / 1.08])  # room for the ring

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from .. import losses, machine, memory, trainer
+from .. import losses, machine, memory, stats, trainer
 from ..config import Config, Profile, replace
 from ..evaluation import mixed, network
 from .naive import CONTIGUOUS, naive_loop
@@ -214,7 +215,7 @@ def checkpointed(own: Config) -> list[Way]:
     ]
 
 
-def answer(table: pd.DataFrame) -> str:
+def answer(table: pd.DataFrame, times: pd.DataFrame) -> str:
     """The trainer beside the naive loop, and what each changed setting does to it, in words."""
     run = table[table["note"] == ""].set_index(["factor", "setting"])
     own = run.loc[OWN].iloc[0]
@@ -236,7 +237,7 @@ def answer(table: pd.DataFrame) -> str:
         room = f", {kept:.2f} times the memory kept" if kept == kept else ""
         lines.append(f"* {factor}, {setting}: {speed}{room}.")
     if ("precision", "fp32") in run.index:
-        lines.append(_mixed_precision(own, run.loc["precision", "fp32"]))
+        lines.append(_mixed_precision(times))
     return "\n".join([*lines, *(f"* {r.factor}, {r.setting}: {r.note}." for r in table.itertuples() if r.note)])
 
 
@@ -245,12 +246,15 @@ def _apart(row: pd.Series, own: pd.Series) -> bool:
     return own["lowest"] < own["highest"] and (row["lowest"] > own["highest"] or row["highest"] < own["lowest"])
 
 
-def _mixed_precision(own: pd.Series, fp32: pd.Series) -> str:
-    low, high = own["lowest"] / fp32["highest"] - 1, own["highest"] / fp32["lowest"] - 1
-    verdict = "not resolved" if low == high or low < GAIN <= high else "confirmed" if low >= GAIN else "refuted"
+def _mixed_precision(times: pd.DataFrame) -> str:
+    """H13's speed: the trainer over itself in fp32, round by round, with Student's interval of the mean logarithm."""
+    of = {key: rows.set_index("round")["speed"] for key, rows in times.groupby(["factor", "setting"])}
+    [own] = [speed for (factor, _), speed in of.items() if factor == OWN]
+    found = stats.per_cent(stats.seeds_interval(np.log(own / of["precision", "fp32"])))
+    verdict = stats.judge(found, 100 * GAIN).verdict
     return (
-        f"* Expected of mixed precision: {GAIN:.0%} or more. Here: {own['ratio'] / fp32['ratio'] - 1:+.0%} "
-        f"({low:+.0%} to {high:+.0%}); {verdict} at this size."
+        f"* **H13, speed: {verdict}** at this size. Expected of mixed precision: {GAIN:.0%} or more. Here: "
+        f"{found.estimate:+.0f} % [{found.low:+.0f}, {found.high:+.0f}] over {found.n} round{'s' * (found.n > 1)}."
     )
 
 

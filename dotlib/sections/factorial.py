@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from .optimisers import effect, errors, failures, forest_rows, runs_of, same_seeds
+from .optimisers import effect, failures, forest_rows, runs_of, same_seeds
 
 OPTIMISERS = {"adam": "Adam, L2", "adamw": "AdamW"}
 SCHEDULES = {
@@ -53,8 +53,8 @@ def weights() -> dict[tuple[str, str], dict[str, float]]:
 
 def effects(record) -> pd.DataFrame:
     """Main effects, interactions and beta2 as rows like those of `optimisers.contrasts`, over paired seeds."""
-    table, rows = errors(record), []
+    rows = []
     for (group, label), of in weights().items():
-        row = {"group": group, "label": label, "contrast": f"{group}: {label}"} | effect(table, of)
+        row = {"group": group, "label": label, "contrast": f"{group}: {label}"} | effect(record, of)
         rows.append(row | {"failed": failures(record, of), "standing": "exploratory"})
     return forest_rows(rows)

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from .. import convergence
-from .optimisers import ENDS, curves, tuning_points
+from .optimisers import ENDS, all_failed, curves
+from .settings import tuning_points
 
 
 def times(record, names: Sequence[str], target: float) -> dict[str, convergence.Times]:
@@ -62,7 +63,9 @@ def ups(record, levels: Mapping[str, float]) -> pd.DataFrame:
     for name, target in levels.items():
         a, b = ENDS[name]
         row = {"contrast": f"{a} against {b}", "target": target, "seeds": 0}
-        if found := times(record, (a, b), target):
+        if all_failed(record, (a, b)):
+            row["reading"] = "every run of an arm failed"
+        elif found := times(record, (a, b), target):
             ratio, reading = convergence.speedup(found[a], found[b])
             saved = convergence.time_saved(ratio)
             row |= {"seeds": ratio.n, "speed-up": ratio.estimate, "interval": f"[{ratio.low:.3g}, {ratio.high:.3g}]"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cProfile
 import functools
+import inspect
 import os
 import pstats
 import re
@@ -20,8 +21,10 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from .. import tracking, trainer
+from .. import evaluation, optim, tracking, trainer
 from ..config import Config, replace
+from ..journal import Journal
+from ..monitor import Monitor
 
 FORWARD, BACKWARD, LINEAR = "convolution, forward", "convolution, backward", "linear"
 PRODUCTS = (FORWARD, BACKWARD, LINEAR)
@@ -53,12 +56,12 @@ BUSY = 0.85  # of the time: the target for a GPU
 TARGET = 0.03  # share of a run that checkpoints, tracking and monitoring may take,
 JUDGED = 300.0  # seconds at least
 OVERHEAD = ("checkpoints", "tracking", "monitoring")
-PARTS = {  # of a run, by the functions in which they happen: file, name
-    "validation": [("trainer.py", "validate")],
-    "checkpoints": [("journal.py", "keep")],
-    "tracking": [("tracking.py", "epoch"), ("trainer.py", "_slices")],
-    "monitoring": [("monitor.py", "row"), ("optim.py", "update_ratio"), ("optim.py", "second_moment")],
-    "judgement of the test set": [("evaluation.py", "judge")],
+PARTS = {  # of a run, by the functions in which they happen
+    "validation": (trainer.validate,),
+    "checkpoints": (Journal.keep,),
+    "tracking": (tracking.Tracker.epoch, trainer._slices),
+    "monitoring": (Monitor.row, optim.update_ratio, optim.second_moment),
+    "judgement of the test set": (evaluation.judge,),
 }
 
 
@@ -173,12 +176,12 @@ def of_run(config: Config, epochs: int, mode: str) -> tuple[trainer.History, pd.
 
 def seconds_in(clock: cProfile.Profile) -> dict[str, float]:
     """Seconds in the functions of each of PARTS, with what they call."""
-    spent = dict.fromkeys(PARTS, 0.0)
-    for (file, _, function), (*_, seconds, _) in pstats.Stats(clock).stats.items():
-        for part, places in PARTS.items():
-            if Path(file).parent.name == "dotlib" and (Path(file).name, function) in places:
-                spent[part] += seconds
-    return spent
+    codes = {part: [inspect.unwrap(function).__code__ for function in functions] for part, functions in PARTS.items()}
+    cumulative = {key: seconds for key, (*_, seconds, _) in pstats.Stats(clock).stats.items()}
+    return {
+        part: sum(cumulative.get((c.co_filename, c.co_firstlineno, c.co_name), 0.0) for c in found)
+        for part, found in codes.items()
+    }
 
 
 def shares(spent: dict[str, float]) -> pd.DataFrame:
