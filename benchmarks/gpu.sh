@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What this project measures on a GPU, in one call and in order of worth: the CUDA tests, the forward model, training,
-# the precisions, notebook 4.7 at full size. A part that fails or outruns its minutes leaves its log; the others go on.
+# what tracking and checkpoints take, the precisions, notebook 4.7 at full size. A part that fails or outruns its
+# minutes leaves its log; the others go on.
 #
 #     bash benchmarks/gpu.sh FOLDER [PYTHON]        FOLDER/*.jsonl are for benchmarks/results/, FOLDER/*.log say the rest
 set -u
@@ -20,7 +21,8 @@ part() {  # name, minutes, command
 part tests 8 "$python" -m pytest -q -m gpu tests/test_gpu.py
 part forward 4 "$python" -m dotlib bench forward --profile full --json
 part training 6 "$python" -m dotlib bench training --profile full --json
+part overhead 8 "$python" -m dotlib bench overhead --profile full --json
 part precision 8 "$python" benchmarks/precision.py --grid 32 --phantoms 384 --epochs 32 --batch 16 --json "$folder/precision.jsonl"
 part efficiency 10 "$python" -m dotlib workbook --profile full --notebook notebooks/4.7-training-efficiency.ipynb
-for name in forward training; do mv "$folder/$name.out" "$folder/$name.jsonl"; done
+for name in forward training overhead; do mv "$folder/$name.out" "$folder/$name.jsonl"; done
 exit "$failed"

@@ -1,7 +1,9 @@
 """Benchmarks: what they print, and that a baseline does the same work."""
 
 import json
+import subprocess
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +16,7 @@ from dotlib import bench, bench_forward, bench_rows, config
 from dotlib.data import phantoms
 from dotlib.sections import step_profile
 
+ROOT = Path(__file__).resolve().parents[1]
 KEYS = {"name", "value", "unit", "baseline", "ratio", "n", "machine"}
 
 
@@ -88,6 +91,23 @@ def test_overhead_is_of_a_run_of_that_length(monkeypatch):
     assert (whole["name"], whole["value"]) == ("46 epochs", pytest.approx(46 * 8))
     assert sum(part["value"] for part in parts) == pytest.approx(whole["value"])
     assert overhead["ratio"] == pytest.approx(1 / 8)
+
+
+def test_gpu_script_names_what_there_is(tmp_path):
+    """Each part is a benchmark, a test file or a notebook of the project; one that fails keeps none from running."""
+    stub = tmp_path / "python"
+    stub.write_text(f'#!/bin/sh\necho "$@" >> \'{tmp_path}/calls\'\n[ "$3" != bench ] || [ "$4" != forward ]\n')
+    stub.chmod(0o755)
+    script = [ROOT / "benchmarks" / "gpu.sh", tmp_path / "out", stub]
+    done = subprocess.run(["bash", *script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "") and "forward: exit code 1" in done.stdout
+    words = (tmp_path / "calls").read_text().split()
+    assert {words[i + 1] for i, word in enumerate(words) if word == "bench"} <= set(bench.PARTS)
+    files = [word for word in words if word.startswith(("tests/", "notebooks/", "benchmarks/"))]
+    assert len(files) == 3 and all((ROOT / name).is_file() for name in files)
+    assert {path.name for path in (tmp_path / "out").glob("*.jsonl")} == {
+        "forward.jsonl", "training.jsonl", "overhead.jsonl"
+    }  # fmt: skip
 
 
 def test_direct_readings_are_those_of_the_model():
