@@ -429,6 +429,16 @@ def test_sensitivity_is_each_setting_against_the_recipe():
         assert np.log1p(table.loc[arm, "effect"] / 100) == pytest.approx(levels[arm] - levels["stage1-onecycle"])
 
 
+def test_answer_on_the_settings_names_what_is_better_first():
+    levels = dict.fromkeys(arms.STUDIES["4.3-sensitivity"].arms, 0.0) | {"warmup-0.4": -0.1, "lr-0.01": 0.2}
+    record = record_of(levels, seeds=3, spread=0.001)
+    first, *others = settings.answer(record).splitlines()
+    assert first.startswith("* **warm-up share: the recipe's 0.2 is not the best tried.** Better: 0.4 (-9.")
+    [rate] = [line for line in others if "rate" in line]
+    assert "0.003 has no value that was found better.** Worse: 0.01 (+22." in rate
+    assert settings.answer(record_of(levels, seeds=1)).count("Nothing is resolved") == 4
+
+
 def test_meaning_of_the_settings_is_that_of_their_formulas():
     record = record_of(dict.fromkeys(arms.STUDIES["4.3-sensitivity"].arms, 0.0), seeds=1)
     table = settings.meaning(record).set_index("arm")

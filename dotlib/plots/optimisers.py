@@ -124,6 +124,8 @@ def _effect(ax: Axes, y: float, row: pd.Series, left: float, right: float) -> No
 def _numbers(row: pd.Series) -> str:
     if not np.isfinite(row["effect"]):
         return "not computed"
+    if row.get("standing") == "the same runs":
+        return f"the same runs, n = {row['seeds']}"
     none = "one seed" if row["seeds"] == 1 else "no interval"
     limits = f"[{row['low']:+.1f}, {row['high']:+.1f}]" if np.isfinite(row["low"]) else none
     return f"{row['effect']:+.1f} {limits}, n = {row['seeds']}" + f", {row['failed']} failed" * bool(row["failed"])

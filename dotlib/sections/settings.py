@@ -95,3 +95,27 @@ def meaning(record) -> pd.DataFrame:
         row |= {"warm-up": config.warmup * steps, "warm-up by rule": 2 * memory, "sum of rates": used["lr"].sum()}
         rows.append(row | {"decay leaves, %": 100 * np.exp(-(used["lr"] * used["weight_decay"]).sum())})
     return pd.DataFrame(rows)
+
+
+def answer(record) -> str:
+    """Whether each setting of the recipe is the best that was tried, in Markdown; those that are not come first."""
+    table, lines = sensitivity(record), []
+    for setting, base in SENSITIVITY.values():
+        rows = table[(table["group"] == setting) & (table["seeds"] > 0)]
+        better, worse = (_values(rows[rows[limit] * sign < 0]) for limit, sign in (("high", 1), ("low", -1)))
+        word = "is not the best tried" if better else "has no value that was found better" if len(rows) else "alone ran"
+        line = f"* **{setting}: the recipe's {base:g} {word}.**" + f" Better: {better}." * bool(better)
+        lines.append(
+            (
+                not better,
+                line + f" Worse: {worse}." * bool(worse) + " Nothing is resolved." * (not better and not worse),
+            )
+        )
+    return "\n".join(line for _, line in sorted(lines, key=lambda pair: pair[0]))
+
+
+def _values(rows: pd.DataFrame) -> str:
+    return ", ".join(
+        f"{row['label'].rpartition('-')[2]} ({row['effect']:+.1f} % [{row['low']:.3g}, {row['high']:.3g}])"
+        for row in rows.to_dict("records")
+    )
