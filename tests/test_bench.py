@@ -108,6 +108,9 @@ def test_gpu_script_names_what_there_is(tmp_path):
     assert {path.name for path in (tmp_path / "out").glob("*.jsonl")} == {
         "forward.jsonl", "training.jsonl", "overhead.jsonl"
     }  # fmt: skip
+    (tmp_path / "calls").unlink()
+    done = subprocess.run(["bash", *script, "tests", "training"], capture_output=True, text=True)
+    assert done.returncode == 0 and [line.split(":")[0] for line in done.stdout.splitlines()] == ["tests", "training"]
 
 
 def test_direct_readings_are_those_of_the_model():

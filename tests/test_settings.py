@@ -52,11 +52,11 @@ def test_sensitivity_is_each_setting_against_the_recipe():
 def test_answer_on_the_settings_names_what_is_better_first():
     levels = dict.fromkeys(arms.STUDIES["4.3-sensitivity"].arms, 0.0) | {"warmup-0.4": -0.1, "lr-0.01": 0.2}
     record = record_of(levels, seeds=3, spread=0.001)
-    first, *others = settings.answer(record).splitlines()
+    _, _, first, *others = settings.answer(record).splitlines()
     assert first.startswith("* **warm-up share: the recipe's 0.2 is not the best tried.** Better: 0.4 (-9.")
     [rate] = [line for line in others if "rate" in line]
-    assert "0.003 has no value that was found better.** Worse: 0.01 (+22." in rate
-    assert settings.answer(record_of(levels, seeds=1)).count("Nothing is resolved") == 4
+    assert "nothing was found better than the recipe's 0.003.** Worse: 0.01 (+22." in rate
+    assert settings.answer(record_of(levels, seeds=1)).count("Not resolved.") == 4
 
 
 def test_meaning_of_the_settings_is_that_of_their_formulas():

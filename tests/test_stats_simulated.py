@@ -168,6 +168,13 @@ def test_logrank_keeps_its_error_rate(seeds, sd):
     assert rate(convergence.logrank(*pair) < 0.05 for pair in zip(a, b, strict=True)).high <= LIMIT[seeds]
 
 
+def test_chi_square_law_of_logrank_is_of_many_runs():
+    """Why the test is exact: by that law it is liberal at five runs an arm."""
+    pairs = zip(*(epochs_needed(np.random.default_rng([13, 5, key]), 5, 0.2) for key in (0, 1)), strict=True)
+    censored = ([reference.CensoredData.right_censored(x.epochs, ~x.reached) for x in pair] for pair in pairs)
+    assert rate(reference.logrank(*pair).pvalue < 0.05 for pair in censored).low > 0.06
+
+
 @pytest.mark.parametrize("sd", [0.1, 0.2])
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_measured_speedup_covers_the_true_ratio(seeds, sd):

@@ -99,19 +99,18 @@ def meaning(record) -> pd.DataFrame:
 
 def answer(record) -> str:
     """Whether each setting of the recipe is the best that was tried, in Markdown; those that are not come first."""
-    table, lines = sensitivity(record), []
+    table, beaten, others = sensitivity(record), [], []
     for setting, base in SENSITIVITY.values():
         rows = table[(table["group"] == setting) & (table["seeds"] > 0)]
-        better, worse = (_values(rows[rows[limit] * sign < 0]) for limit, sign in (("high", 1), ("low", -1)))
-        word = "is not the best tried" if better else "has no value that was found better" if len(rows) else "alone ran"
-        line = f"* **{setting}: the recipe's {base:g} {word}.**" + f" Better: {better}." * bool(better)
-        lines.append(
-            (
-                not better,
-                line + f" Worse: {worse}." * bool(worse) + " Nothing is resolved." * (not better and not worse),
+        better, worse = _values(rows[rows["high"] < 0]), _values(rows[rows["low"] > 0])
+        found = " ".join([*[f"Better: {better}."] * bool(better), *[f"Worse: {worse}."] * bool(worse)])
+        if better:
+            beaten.append(f"* **{setting}: the recipe's {base:g} is not the best tried.** {found}")
+        else:
+            others.append(
+                f"* **{setting}: nothing was found better than the recipe's {base:g}.** {found or 'Not resolved.'}"
             )
-        )
-    return "\n".join(line for _, line in sorted(lines, key=lambda pair: pair[0]))
+    return "\n".join(["Exploratory, by unadjusted 95 % intervals:\n", *beaten, *others])
 
 
 def _values(rows: pd.DataFrame) -> str:
