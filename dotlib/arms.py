@@ -1,49 +1,10 @@
 """The arms of the studies, and where their numbers come from."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from .config import ONECYCLE, Config, ConfigError, Optim, named, profile, replace
-
-Change = Any  # a value, or what makes one from the profile's base configuration
-ADAM = Optim(name="adam", lr=5e-5, weight_decay=1e-4, schedule="plateau")
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A named change of a profile's base configuration, and where its numbers come from.
-
-    With `tuned` the values that tuning found best for that candidate come first, and `changes` after them.
-    """
-
-    changes: Mapping[str, Change]
-    source: str
-    tuned: str = ""
-
-
-@dataclass(frozen=True)
-class Study:
-    """Arms, with the number of paired seeds from `first` on; 0 seeds: as many as the profile has."""
-
-    arms: tuple[str, ...]
-    seeds: int = 0
-    first: int = 0
-
-
-_LEGACY = "network of the earlier work (7^3 stem, four residual stages, global pooling, 6,977,954 parameters at 64^3)"
-_STAGE1 = "ours: space-to-depth stem, flattened 2^3 bottleneck, occupancy gate"
-_ADAM = "baseline of the earlier work: Adam (Kingma & Ba 2015), lr 5e-5, L2 1e-4, ReduceLROnPlateau"
-_ONECYCLE = (
-    "its revision: AdamW (Loshchilov & Hutter 2019), betas (0.9, 0.95), decay 1e-4, one cycle (Smith 2018) to 3e-3, "
-    "20 % warm-up, div 25, final div 1e4, beta1 cycled 0.85-0.95"
-)
-_BASELINES = {
-    "legacy-adam": Arm({"model.name": "legacy", "optim": ADAM}, f"{_LEGACY}; {_ADAM}"),
-    "legacy-onecycle": Arm({"model.name": "legacy", "optim": ONECYCLE}, f"{_LEGACY}; {_ONECYCLE}"),
-    "stage1-adam": Arm({"model.name": "stage1", "optim": ADAM}, f"{_STAGE1}; {_ADAM}"),
-    "stage1-onecycle": Arm({"model.name": "stage1", "optim": ONECYCLE}, f"{_STAGE1}; {_ONECYCLE}"),
-}
+from . import improvements
+from .config import Config, ConfigError, Optim, named, profile, replace
+from .recipes import ADAM, BASELINES, Arm, Study, averaging, epochs, patience, varied
 
 # What is tuned: optimisers and schedules, each with the same points of one Sobol sequence, at half the horizon.
 _SCHEDULES = {
@@ -84,27 +45,12 @@ def points(candidate: str) -> list[dict[str, float]]:
     return [dict(zip(names, (float(f"{value:.3g}") for value in row), strict=True)) for row in rows]
 
 
-def _epochs(share: float) -> Callable[[Config], int]:
-    return lambda base: max(1, round(base.training.epochs * share))
-
-
-def _patience(base: Config) -> int:
-    return _epochs(0.15)(base)  # 15 of 100
-
-
-def _averaging(base: Config) -> float:
-    """A moving average over the last tenth of the steps."""
-    train = base.data.phantoms * base.data.fractions[0] // sum(base.data.fractions)
-    steps = train // base.training.batch * base.training.epochs
-    return 1 - 10 / max(steps, 20)
-
-
 def _tuning() -> dict[str, Arm]:
     found = {}
     for name, arms in TUNING.items():
         for arm, point in zip(arms, points(name), strict=True):
             optim = Optim.model_validate(CANDIDATES[name] | point)
-            changes = {"model.name": "stage1", "optim": optim, "training.epochs": _epochs(0.5)}
+            changes = {"model.name": "stage1", "optim": optim, "training.epochs": epochs(0.5)}
             found[arm] = Arm(changes, f"point of a Sobol sequence: {point}")
     return found
 
@@ -121,7 +67,7 @@ _ADDITIONS = {
         f"{_FROM_CONSTANT}, in the earlier work's phases: 30, 50, 20 % of the steps at 1, 1/2, 1/10 of the rate",
         "adamw-constant",
     ),
-    "ema": Arm({"training.ema": _averaging}, f"{_FROM_CONSTANT}, with a moving average of weights", "adamw-constant"),
+    "ema": Arm({"training.ema": averaging}, f"{_FROM_CONSTANT}, with a moving average of weights", "adamw-constant"),
     "progressive-specified": Arm(
         {"model.name": "stage1", "optim": ADAM.model_copy(update={"lr": 1e-4, "schedule": "progressive"})},
         "phases 1a, 1b, 1c of the earlier work: 1e-4, 5e-5, 1e-5 for 30, 50, 20 % of the steps",
@@ -129,24 +75,18 @@ _ADDITIONS = {
 }
 
 
-def _varied(source: str, **changes: Change) -> Arm:
-    """The one-cycle recipe with one thing changed; `optim__lr` is `optim.lr`."""
-    fields = {name.replace("__", "."): value for name, value in changes.items()}
-    return Arm({**_BASELINES["stage1-onecycle"].changes, **fields}, source)
-
-
 _ADDITIONS |= {
-    "decay-schedule": _varied("weight decay from 5e-4 to 1e-5", optim__weight_decay=5e-4, optim__final_decay=1e-5),
-    "batch-64-accumulated": _varied("batch 64 as 2 x 32", training__batch=64, training__micro=32),
-    "ema-onecycle": _varied("moving average of weights, over a tenth of the steps", training__ema=_averaging),
-    "stopped": _varied("early stopping, patience 15 of 100 epochs", training__patience=_patience),
-    "fp32": _varied("no mixed precision", training__precision="fp32"),
-} | {f"batch-{n}": _varied(f"batches of {n}, whole ones of as many epochs", training__batch=n) for n in (32, 48, 64)}
+    "decay-schedule": varied("weight decay from 5e-4 to 1e-5", optim__weight_decay=5e-4, optim__final_decay=1e-5),
+    "batch-64-accumulated": varied("batch 64 as 2 x 32", training__batch=64, training__micro=32),
+    "ema-onecycle": varied("moving average of weights, over a tenth of the steps", training__ema=averaging),
+    "stopped": varied("early stopping, patience 15 of 100 epochs", training__patience=patience),
+    "fp32": varied("no mixed precision", training__precision="fp32"),
+} | {f"batch-{n}": varied(f"batches of {n}, whole ones of as many epochs", training__batch=n) for n in (32, 48, 64)}
 
 
 def _budget(name: str, share: int) -> Arm:
     """A baseline in a share of the epochs, in per cent; of a plateau rule the patience as well."""
-    changes = {**_BASELINES[name].changes, "training.epochs": _epochs(share / 100)}
+    changes = {**BASELINES[name].changes, "training.epochs": epochs(share / 100)}
     if changes["optim"].schedule == "plateau":
         factor, patience = changes["optim"].plateau
         changes["optim.plateau"] = (factor, max(1, round(patience * share / 100)))
@@ -159,15 +99,15 @@ _BUDGETS = {
     for share in shares
 }
 _SENSITIVITY = (
-    {f"beta2-{b}": _varied("sensitivity", optim__betas=(0.9, b)) for b in (0.9, 0.99, 0.999)}
-    | {f"lr-{lr:g}": _varied("sensitivity", optim__lr=lr) for lr in (3e-4, 1e-3, 1e-2, 3e-2)}
-    | {f"warmup-{share}": _varied("sensitivity", optim__warmup=share) for share in (0.05, 0.1, 0.4)}
-    | {f"decay-{decay:g}": _varied("sensitivity", optim__weight_decay=decay) for decay in (1e-3, 1e-2, 1e-1)}
+    {f"beta2-{b}": varied("sensitivity", optim__betas=(0.9, b)) for b in (0.9, 0.99, 0.999)}
+    | {f"lr-{lr:g}": varied("sensitivity", optim__lr=lr) for lr in (3e-4, 1e-3, 1e-2, 3e-2)}
+    | {f"warmup-{share}": varied("sensitivity", optim__warmup=share) for share in (0.05, 0.1, 0.4)}
+    | {f"decay-{decay:g}": varied("sensitivity", optim__weight_decay=decay) for decay in (1e-3, 1e-2, 1e-1)}
 )
-ARMS: dict[str, Arm] = _BASELINES | _tuning() | _TUNED | _ADDITIONS | _BUDGETS | _SENSITIVITY
+ARMS: dict[str, Arm] = BASELINES | _tuning() | _TUNED | _ADDITIONS | _BUDGETS | _SENSITIVITY | improvements.ARMS
 _ENDS = ("stage1-adam", "stage1-onecycle", "adam-constant", "adamw-onecycle-momentum-b95")
 STUDIES: dict[str, Study] = {
-    "4.2-baseline": Study(tuple(_BASELINES)),
+    "4.2-baseline": Study(tuple(BASELINES)),
     "4.3-tuning": Study(sum(TUNING.values(), ()), 1, TUNING_SEED),
     "4.3-ends": Study(_ENDS, 10),
     "4.3-factorial": Study((*FACTORIAL, "adam-constant-b95", "adamw-onecycle-momentum-b95"), 5),
@@ -176,6 +116,7 @@ STUDIES: dict[str, Study] = {
          "schedule-free", "muon"), 3,
     ),
     "4.3-sensitivity": Study(("stage1-onecycle", *_SENSITIVITY), 3),
+    **improvements.STUDIES,
 }  # fmt: skip
 
 

@@ -13,95 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-FamilyName = Literal[
-    "default", "small", "small-5mm", "none", "superficial", "deep", "single", "many", "low-contrast", "high-contrast",
-    "mua-only", "musp-only", "out-of-range", "superellipsoid",
-]  # fmt: skip
+from .config_parts import Attention as Attention
+from .config_parts import Augmentation, ConfigError, Data, Frozen, Loss, Model, Positive, Seed
+from .config_parts import FamilyName as FamilyName
+from .config_parts import Features as Features
+from .config_parts import Links as Links
+from .config_parts import Measurements as Measurements
+from .config_parts import Noise as Noise
+
 ProfileName = Literal["smoke", "quick", "full"]
-Positive = Annotated[int, Field(strict=True, gt=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Factor = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Scale = Annotated[float, Field(gt=1)]
 M = TypeVar("M", bound=BaseModel)
-
-
-class ConfigError(ValueError):
-    """A wrong name, type or range in a configuration, as one line."""
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Noise(Frozen):
-    """Detector noise of one recording: shot and floor by amplitude, phase jitter, and the options of real instruments.
-
-    The relative standard deviation at the reference amplitude (99.5 % quantile of a phantom's pairs) is `relative`.
-    """
-
-    relative: float = Field(0.005, ge=0)
-    floor: float = Field(1e-4, ge=0)  # of the variance, relative to the reference amplitude squared
-    jitter: float = Field(0.41, ge=0)  # degrees, independent of amplitude
-    coupling: float = Field(0.0, ge=0)  # sd of the log-amplitude that one optode adds to all its pairs
-    coupling_phase: float = Field(0.0, ge=0)  # degrees, likewise
-    dropout: float = Field(0.0, ge=0, lt=1)  # share of the pairs that are lost
-    dark: float = Field(0.0, ge=0)  # pairs below this share of the reference amplitude are lost
-    saturation: float | None = Field(None, gt=0)  # pairs above this share of it are lost
-    seed: Seed = 0
-
-
-class Measurements(Frozen):
-    """Frequency-domain readings of one patch probe a phantom, on `grid`; None: that of the volumes, 32 at least.
-
-    On coarser ones an optode's surroundings reach its neighbours, and fluence may come out negative.
-    """
-
-    frequency: float = Field(140e6, ge=0)  # Hz
-    n: float = Field(1.33, ge=1)  # refractive index of the tissue, in air
-    sources: Positive = 50
-    detectors: Positive = 40
-    pairs: Positive = 1000
-    grid: Literal[32, 48, 64, 96] | None = None
-    precise: bool = False  # fp64 outer loop
-    noise: Noise = Noise()
-
-    @model_validator(mode="after")
-    def _paired(self) -> Measurements:
-        if self.pairs % self.sources or self.pairs > self.sources * self.detectors:
-            whole = f"a multiple of sources = {self.sources}, {self.sources * self.detectors} at most, is accepted"
-            raise ValueError(f"pairs = {self.pairs}: {whole}")
-        return self
-
-
-class Data(Frozen):
-    """Phantoms of one family, split into training, validation and test by `fractions`.
-
-    With `measurements` each phantom is described in the frame of its probe, and has readings.
-    """
-
-    family: FamilyName = "default"
-    phantoms: int = Field(gt=0, le=10_000_000)
-    fractions: tuple[Positive, Positive, Positive] = (14, 3, 3)  # 70 / 15 / 15 %
-    seed: Seed = 0
-    grid: Literal[16, 32, 64]
-    measurements: Measurements | None = None
-
-    @property
-    def light_grid(self) -> int:
-        """The grid on which readings are simulated."""
-        return (self.measurements and self.measurements.grid) or max(self.grid, 32)
-
-
-class Model(Frozen):
-    """A Stage-1 autoencoder: volume -> `code` numbers -> volume."""
-
-    name: Literal["legacy", "stage1"]
-    width: int = Field(ge=2)  # channels of the first stage; 16 is the full network of about 7 M parameters
-    code: int = Field(256, gt=0)
 
 
 class Optim(Frozen):
@@ -156,29 +83,46 @@ ONECYCLE = Optim(name="adamw", lr=3e-3, betas=(0.9, 0.95), weight_decay=1e-4, sc
 
 
 class Config(Frozen):
-    """Everything that a run's numbers depend on."""
+    """Everything that a run's numbers depend on; `test`: phantoms whose test part judges it, by default its own."""
 
     task: Literal["autoencode"] = "autoencode"
     data: Data
     model: Model
-    loss: Literal["rmse"] = "rmse"
+    loss: Loss = Loss()
+    augment: Augmentation | None = None
+    test: Data | None = None
     optim: Optim
     training: Training
     seed: Seed = 0
 
     @model_validator(mode="after")
     def _trainable(self) -> Config:
-        share, t = self.data.phantoms * self.data.fractions[0] // sum(self.data.fractions), self.training
+        share, t = train_share(self.data), self.training
+        if self.model.links and self.model.links.side == "across" and self.task == "autoencode":
+            raise ValueError(
+                "model.links.side = 'across' under task 'autoencode': links across the bottleneck would let the truth "
+                "past the code, and the task become a copy; 'encoder', 'decoder' or 'both' is accepted"
+            )
+        if self.test and self.test.grid != self.data.grid:
+            raise ValueError(f"test.grid {self.test.grid}: that of data, {self.data.grid}, is accepted")
         if t.batch > share:
             raise ValueError(f"training.batch {t.batch} exceeds the {share} training phantoms")
         if t.micro not in (None, "auto") and t.batch % t.micro:
             raise ValueError(f"training.micro {t.micro}: a divisor of batch {t.batch} is accepted")
+        if self.loss.features and self.loss.features.seed == self.seed:
+            raise ValueError(f"loss.features.seed {self.seed}: another than the run's own seed is accepted")
         if t.ema and self.optim.name == "schedule-free":
             raise ValueError("training.ema with schedule-free, which averages weights itself: one of both is accepted")
         return self
 
     def digest(self) -> str:
         return hashlib.sha256(self.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:12]
+
+
+def train_share(data: Data) -> int:
+    """Phantoms to train with, before any are excluded."""
+    part = data.phantoms * data.fractions[0] // sum(data.fractions)
+    return min(part, data.train or part)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from .config import Config
 from .data import phantoms
 from .data.dataset import Dataset
 from .models import autoencoder
-from .models.blocks import Residual
+from .models.blocks import Block
 
 BATCH = 32
 CHANNELS = ("mua", "musp")
@@ -20,11 +20,11 @@ CHANNELS = ("mua", "musp")
 
 def network(config: Config, mean: Tensor | None = None, sd: Tensor | None = None) -> autoencoder.Autoencoder:
     """The run's network, initialised from its seed; without `mean` and `sd` they come with loaded weights."""
-    ones, c = torch.ones(2), config.model
+    ones = torch.ones(2)
     standard = (ones if mean is None else mean, ones if sd is None else sd)
-    model = autoencoder.build(c.name, config.data.grid, c.width, c.code, config.seed, *standard)
+    model = autoencoder.build(config.model, config.data.grid, config.seed, *standard)
     for block in model.modules():
-        if isinstance(block, Residual):
+        if isinstance(block, Block):
             block.recompute = config.training.checkpointing
     return model
 

@@ -98,7 +98,7 @@ def optimiser(model: nn.Module, config: Optim):
 
 
 def _groups(parameters, weight_decay: float, spare: bool) -> list[dict]:
-    parameters = list(parameters)
+    parameters = [p for p in parameters if p.requires_grad]
     if not spare:
         return [{"params": parameters, "weight_decay": weight_decay}]
     decayed = [p for p in parameters if p.ndim > 1]
@@ -115,7 +115,7 @@ class Muon:
     """
 
     def __init__(self, model: nn.Module, config: Optim, spare: bool):
-        named = dict(model.named_parameters())
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         hidden = [p for name, p in named.items() if p.ndim > 1 and not set(name.split(".")) & set(OUTER)]
         self.pairs = [(p, nn.Parameter(_matrix(p.detach()))) for p in hidden]
         chosen = {id(p) for p in hidden}
@@ -239,8 +239,8 @@ def average(kept: nn.Module, model: nn.Module, decay: float) -> None:
 
 @torch.no_grad()
 def update_ratio(before: Sequence[Tensor], model: nn.Module) -> Tensor:
-    """Median over weights, norms and biases left out, of |change| / |weight| since `before`."""
-    pairs = [(a, b) for a, b in zip(before, model.parameters(), strict=True) if b.ndim > 1]
+    """Median over trained weights, norms and biases left out, of |change| / |weight| since `before`."""
+    pairs = [(a, b) for a, b in zip(before, model.parameters(), strict=True) if b.ndim > 1 and b.requires_grad]
     return torch.stack([(b - a).norm() / b.norm() for a, b in pairs]).median()
 
 

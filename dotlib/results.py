@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 from . import config as configuration
-from . import study
+from . import outcomes, study
 from .arms import STUDIES
 from .config import ConfigError
 from .records import Record, load
@@ -16,7 +16,7 @@ from .trainer import History
 def record(histories: dict[tuple[str, int], History], profile: str) -> Record:
     """The tables of the runs of a study."""
     runs = pd.DataFrame([_row(arm, seed, history) for (arm, seed), history in histories.items()])
-    return Record(study.metrics(histories), study.epochs(histories), runs, profile, "runs/")
+    return Record(outcomes.metrics(histories), outcomes.epochs(histories), runs, profile, "runs/")
 
 
 def _row(arm: str, seed: int, history: History) -> dict:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context
@@ -21,8 +22,8 @@ from tqdm.auto import tqdm
 
 from . import arms as known
 from . import config as configuration
-from . import machine, records, tracking, trainer
-from .config import Config, ConfigError, Optim
+from . import evaluation, machine, perceptual, records, tracking, trainer
+from .config import Config, ConfigError, Data, Optim
 from .data import dataset
 from .provenance import code_digest, commit
 from .workers import cpu_cores, end_with_driver
@@ -51,11 +52,24 @@ class Run(pydantic.BaseModel):
         facts = {"data key": self.data, "code": code_digest(), "versions": machine.versions()} | commit()
         tracker = tracking.start(self.config, folder, facts)
         try:
-            return trainer.fit(self.config, folder, tracker=tracker)
+            return trainer.fit(self.config, folder, tracker=tracker, teacher=self._taught())
         except trainer.DivergedError as error:
             return error.history
         finally:
             tracker.finish()
+
+    def teacher(self) -> Run | None:
+        """The run whose encoder the perceptual term of this one looks through."""
+        config = perceptual.teacher_config(self.config)
+        own = self.data.split("+")[0]
+        return config and Run(config=config, data=own, infra={"folder": self.infra.folder})
+
+    def _taught(self) -> torch.nn.Module | None:
+        if not (teacher := self.teacher()):
+            return None
+        if failed := teacher.result().failed:
+            raise StudyError(f"{teacher.folder()}: the network of the perceptual term diverged: {failed}")
+        return evaluation.trained(teacher.config, teacher.folder(), on=machine.device())
 
     def folder(self) -> Path:
         return Path(self.infra.uid_folder(create=True))
@@ -78,8 +92,20 @@ def runs(arms: Iterable[str], profile: str, seeds: int, store: Path, first: int 
                 raise ConfigError(f"arm {arm}: training.micro = 'auto' depends on the machine; a number is accepted")
             dtype = machine.precision(config.training.precision, machine.device())
             config = configuration.replace(config, {"training.precision": machine.named(dtype)})
-            wanted[arm, seed] = Run(config=config, data=keys(config.data), infra={"folder": store})
+            wanted[arm, seed] = Run(config=config, data=_data(config, keys), infra={"folder": store})
+    tests = {keys((run.config.test or run.config.data).model_copy(update={"train": None})) for run in wanted.values()}
+    if len(tests) > 1:
+        raise ConfigError(f"arms {', '.join(arms)}: {len(tests)} test sets; arms are judged on one")
     return wanted
+
+
+def _data(config: Config, keys: Callable[[Data], str]) -> str:
+    """What tells a run's data apart: that which it trains with, is judged on where that is other, and looks through."""
+    parts = [keys(config.data), *([keys(config.test)] if config.test else [])]
+    source = config.loss.features and config.loss.features.source
+    if source and source not in ("trained", "random") and Path(source).is_file():
+        parts.append(hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12])
+    return "+".join(parts)
 
 
 def tuned(candidate: str, profile: str, store: Path) -> Optim | None:
@@ -153,9 +179,10 @@ def compute(wanted: dict[tuple[str, int], Run]) -> None:
     missing = {key: wanted[key] for key in folders.values()}
     if not missing:
         return
+    compute({(f"features of {arm}", seed): t for (arm, seed), run in missing.items() if (t := run.teacher())})
     tracking.resolved()  # refused here, once, rather than in every run
     tracking.images()
-    for data in {run.config.data for run in missing.values()}:
+    for data in {d for run in missing.values() for d in (run.config.data, run.config.test) if d}:
         dataset.prepare(data)
     gpus, cores = torch.cuda.device_count(), cpu_cores()
     # as if nothing were done yet: a run's threads, and so its bits, do not depend on when it is continued
@@ -231,64 +258,3 @@ def results(study: str, profile: str, seeds: int, store: Path) -> dict[tuple[str
         )
     compute(wanted)
     return {key: run.result() for key, run in wanted.items()}
-
-
-ERRORS = ("nrmse", "rmse", "legacy_rmse")  # lower is better, and a run that diverged has the worst value
-
-
-def metrics(histories: dict[tuple[str, int], trainer.History]) -> pd.DataFrame:
-    """All test metrics in one table: arm, seed, checkpoint, metric, phantom, inclusion, channel, value.
-
-    A run that diverged has, of `ERRORS`, each phantom's worst value of all runs; its other metrics are NaN.
-    """
-    whole = {key: h.metrics for key, h in histories.items() if not h.failed}
-    if not whole:
-        raise StudyError("every run diverged: " + "; ".join(h.failed for h in histories.values()))
-    keys = ["checkpoint", "metric", "phantom", "inclusion", "channel"]
-    every = pd.concat(whole.values())
-    worst = every.groupby(keys, as_index=False, sort=False)["value"].max()
-    worst["value"] = worst["value"].where(worst["metric"].isin(ERRORS))
-    frames = [whole.get(key, worst).assign(arm=key[0], seed=key[1]) for key in histories]
-    return pd.concat(frames, ignore_index=True)
-
-
-def epochs(histories: dict[tuple[str, int], trainer.History]) -> pd.DataFrame:
-    """All learning curves in one table: arm, seed, and a row per epoch."""
-    curves = [h.epochs.assign(arm=arm, seed=seed) for (arm, seed), h in histories.items() if len(h.epochs)]
-    return pd.concat(curves, ignore_index=True)
-
-
-def summary(histories: dict[tuple[str, int], trainer.History]) -> pd.DataFrame:
-    """The arms as they ran: a row each, with the resolved optimiser state of the last step (seed 0), median speed."""
-    rows = []
-    for arm in arms(histories):
-        infos = [history.info for (a, _), history in histories.items() if a == arm]
-        info, optimiser = infos[0], infos[0]["optimiser"]
-        rows.append(
-            {
-                "arm": arm,
-                "seeds": len(infos),
-                "parameters": info["parameters"],
-                "samples seen": info["samples_seen"],
-                "failed": sum(bool(histories[key].failed) for key in histories if key[0] == arm),
-                "optimiser": optimiser["name"],
-                "last lr": f"{optimiser['lr']:.2g}",
-                "last betas": f"{optimiser['beta1']:.3g}, {optimiser['beta2']:.3g}",
-                "decay": f"{optimiser['weight_decay']:g}",
-                "precision": ", ".join(sorted({i["precision"] for i in infos})),
-                "samples/s": pd.Series([i["samples_per_second"] for i in infos]).median(),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def arms(histories: dict[tuple[str, int], trainer.History]) -> list[str]:
-    """The arms, in the study's order."""
-    return list(dict.fromkeys(arm for arm, _ in histories))
-
-
-def provenance(histories: dict[tuple[str, int], trainer.History]) -> dict[str, str]:
-    """What a table of these runs rests on: digests of the data, and of each run's configuration and code."""
-    data = ", ".join(sorted({history.info["data"] for history in histories.values()}))
-    runs = {f"{a}, seed {s}": f"{h.info['config_digest']}, code {h.info['code']}" for (a, s), h in histories.items()}
-    return {"data": data} | runs

@@ -17,15 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from . import losses, machine, memory, metrics, optim, provenance
+from . import losses, machine, memory, metrics, optim, perceptual, provenance
 from .config import Config, ConfigError
-from .data import dataset
+from .data import augment, dataset
 from .evaluation import CHANNELS, judge, mixed, network, predict, prepared, trained
 from .journal import Journal
 from .monitor import Monitor
 
-LOGGED = ("loss", "gradient_norm", "scale")  # what every step leaves on the device
-STREAM = 3  # of random numbers, for the order; phantoms have 1, splits 2
+LOGGED = ("loss", "gradient_norm", "scale")  # what every step leaves on the device, and the terms of the loss
+STREAM = 3  # of random numbers, for the order; phantoms have 1, splits 2, augmentation 4
+DROPOUT = 5
 SAVE_EVERY = 10.0  # seconds between checkpoints, at least
 CALIBRATION = 4  # batches for new batch statistics, under averaged weights
 AT_ONCE = 64  # phantoms in validation, which takes eight times their volumes in fp32
@@ -36,11 +37,11 @@ class History:
     """What a run leaves.
 
     `epochs`: a row per epoch, whose `seconds` end before tracking and checkpoints; `steps`: a row per optimiser step
-    (loss, gradient norm before clipping, loss scale, learning rate, beta1, weight decay); `metrics`: a row per
-    (checkpoint, metric, phantom, channel[, inclusion]) of the frozen test set; `info`: parameters, resolved optimiser
-    state, precision, compilation, micro-batch, timing, memory, device, versions, data digest, the code that worked on
-    the run and, where another did so before it was continued, that as `earlier`; `failed`: why the run stopped, empty
-    where it came to its end.
+    (loss, gradient norm before clipping, loss scale, terms of a loss that has several, learning rate, beta1, weight
+    decay); `metrics`: a row per (checkpoint, metric, phantom, channel[, inclusion]) of the frozen test set; `info`:
+    parameters, resolved optimiser state, precision, compilation, micro-batch, timing, memory, device, versions, data
+    digest, that of the test phantoms, the code that worked on the run and, where another did so before it was
+    continued, that as `earlier`; `failed`: why the run stopped, empty where it came to its end.
     """
 
     epochs: pd.DataFrame
@@ -78,6 +79,7 @@ def fit(
     report: Callable[[dict], None] | None = None,
     tracker: Tracker | None = None,
     save_every: float = SAVE_EVERY,
+    teacher: nn.Module | None = None,
 ) -> History:
     """Train one configuration, or continue it from `folder`, and judge it on its frozen test set.
 
@@ -86,7 +88,7 @@ def fit(
     ends with the same bits, on one CPU machine. `report` and `tracker` are told of each epoch. Raises DivergedError,
     naming the step, when a loss or a gradient is not finite: no step is taken with it, and the checkpoints are those of
     good epochs. In fp16 a gradient may overflow: its step is skipped, and the loss scale halved. Raises ConfigError
-    where fewer phantoms are left to train with than a batch holds.
+    where fewer phantoms are left to train with than a batch holds. `teacher`: what a perceptual term looks through.
     """
     on = on or machine.device()
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,10 @@ def fit(
     train = data.volumes("train", on, torch.float16)
     validation, tissue = data.volumes("validation", on, torch.float16), data.tissue("validation", on)
     model = network(config, *dataset.standard(train)).to(on, memory_format=torch.channels_last_3d)
-    standard, loss_of, batch = model.standard, losses.loss(config.loss), config.training.batch
+    batch = config.training.batch
+    seen_through = perceptual.features(config, model.standard, teacher, on, dtype)
+    criterion = losses.Criterion(config.loss, model.standard, seen_through)
+    columns = (*LOGGED, *(criterion.names if len(criterion.names) > 1 else ()))
     per_epoch = len(train) // batch
     if not per_epoch:
         raise ConfigError(f"training.batch {batch} exceeds the {len(train)} training phantoms that are left")
@@ -107,13 +112,16 @@ def fit(
     parts = {"model": model, "optimiser": opt, "scaler": scaler} | ({"average": average} if average else {})
     journal = Journal(config, folder, parts, save_every, on)
 
-    def loss_on(forward: Callable, few: Tensor) -> Tensor:
-        x = prepared(train[few])
+    def terms_of(forward: Callable, seen: Tensor, truth: Tensor) -> Tensor:
         with mixed(on, dtype):
-            y = forward(x)
-        return loss_of(standard(y), standard(x))
+            y = forward(seen)
+        return criterion(y, truth)
 
-    forward, how, micro = memory.plan(model, config.training, on, loss_on, journal.micro)
+    def trial(forward: Callable, few: Tensor) -> Tensor:
+        x = prepared(train[few])
+        return criterion.total(terms_of(forward, x, x))
+
+    forward, how, micro = memory.plan(model, config.training, on, trial, journal.micro)
     journal.micro = micro
     info = _info(config, data, model, on, dtype) | {"compile": how, "micro": micro, "earlier": journal.earlier}
 
@@ -122,15 +130,19 @@ def fit(
             epoch, start = len(journal.epochs), time.perf_counter()
             machine.reset_peak(on)
             optim.train(opt, model)
-            log, used = torch.zeros(per_epoch, len(LOGGED), device=on), []
+            log, used = torch.zeros(per_epoch, len(columns), device=on), []
             for i, chosen in enumerate(order(len(train), config.seed, epoch).to(on).split(batch)[:per_epoch]):
-                now = optim.settings(config.optim, epoch * per_epoch + i, total, journal.losses)
+                count = epoch * per_epoch + i
+                now = optim.settings(config.optim, count, total, journal.losses)
                 optim.apply(opt, now)
                 opt.zero_grad()
-                for few in chosen.split(micro):
-                    loss = loss_on(forward, few) * (len(few) / batch)
+                seen, truth = _augmented(config, prepared(train[chosen]), count)
+                for few, true in zip(seen.split(micro), truth.split(micro), strict=True):
+                    terms, share = terms_of(forward, few, true), len(few) / batch
+                    loss = criterion.total(terms) * share
                     scaler.scale(loss).backward()
                     log[i, 0] += loss.detach()
+                    log[i, len(LOGGED) :] += terms.detach()[: len(columns) - len(LOGGED)] * share
                 log[i, 2] = scaler.get_scale()
                 if scaler.is_enabled():
                     optim.unscale(opt, scaler)
@@ -143,48 +155,67 @@ def fit(
             moved = optim.update_ratio(before, model)
             log = log.cpu()  # the steps themselves wait for nothing, but for the scaler's
             journal.steps += [(*logged, *now) for logged, now in zip(log.tolist(), used, strict=True)]
-            loss, norm, scale = log.T
+            loss, norm, scale, *terms = log.T
             bad = ~loss.isfinite() | (~norm.isfinite() & (scale <= 1))  # only a gradient that is scaled up may overflow
             i = int(bad.nonzero()[0]) if bad.any() else per_epoch - 1
             what = f"step {i} ({epoch * per_epoch + i} of the run): loss {loss[i]:g}, gradient norm {norm[i]:g}"
             what += f", learning rate {used[i].lr:g}"
             if bad.any():
-                raise _diverged(journal, epoch, what, info)
+                raise _diverged(journal, columns, epoch, what, info)
             optim.evaluate(opt, model)
             if config.optim.name == "schedule-free":
                 _recalibrate(model, prepared(train[: CALIBRATION * batch]).split(batch), mixed(on, dtype))
             row = {"epoch": epoch, "train_loss": loss.mean().item()} | used[-1]._asdict()
             row |= {"skipped": int((~norm.isfinite()).sum()), "update_ratio": float(moved)}
             row |= {"second_moment": float(optim.second_moment(opt))}
-            row |= validate(judged, validation, tissue, loss_of, dtype) | {"gpu_peak_mb": machine.peak_mb(on)}
+            row |= {
+                f"train_{name}": value.mean().item() for name, value in zip(columns[len(LOGGED) :], terms, strict=True)
+            }
+            row |= validate(judged, validation, tissue, criterion, dtype) | {"gpu_peak_mb": machine.peak_mb(on)}
             if not math.isfinite(row["validation_loss"]):
-                raise _diverged(journal, epoch, f"validation loss {row['validation_loss']:g} after {what}", info)
+                raise _diverged(
+                    journal, columns, epoch, f"validation loss {row['validation_loss']:g} after {what}", info
+                )
             row |= monitor.row() | {"samples": per_epoch * batch, "seconds": time.perf_counter() - start}
             if tracker:  # before the checkpoint: what a kill in between repeats, the tracker knows already
                 first = epoch * per_epoch
                 slices = _slices(judged, validation[:1], dtype) if tracker.wants_slices(epoch) else {}
-                tracker.epoch(row, _steps(journal.steps[first:], first), slices)
+                tracker.epoch(row, _steps(journal.steps[first:], columns, first), slices)
             journal.keep(row, judged)
             if report:
                 report(row)
 
+    data = dataset.load(config.test) if config.test else data
     tables = {"last": judge(trained(config, folder, "last", on), data, dtype)}
     same = journal.best_epoch() == len(journal.epochs) - 1
     tables["best"] = tables["last"] if same else judge(trained(config, folder, "best", on), data, dtype)
     table = pd.concat([frame.assign(checkpoint=name) for name, frame in tables.items()], ignore_index=True)
-    return _history(journal, table, info)
+    return _history(journal, columns, table, info)
 
 
-def validate(model, volumes: Tensor, tissue: Tensor, loss_of: Callable, dtype: torch.dtype) -> dict[str, float]:
-    """Loss on standardised channels and mean tissue nrmse of each channel, AT_ONCE phantoms at a time."""
-    row = dict.fromkeys(("validation_loss", "nrmse_mua", "nrmse_musp"), 0.0)
+def validate(
+    model, volumes: Tensor, tissue: Tensor, criterion: losses.Criterion, dtype: torch.dtype
+) -> dict[str, float]:
+    """Loss, its terms where it has several, and mean tissue nrmse of each channel, AT_ONCE phantoms at a time."""
+    names = [f"validation_{name}" for name in criterion.names] if len(criterion.names) > 1 else []
+    row = dict.fromkeys(("validation_loss", "nrmse_mua", "nrmse_musp", *names), 0.0)
     for few, inside in zip(volumes.split(AT_ONCE), tissue.split(AT_ONCE), strict=True):
         predicted, truth = predict(model, few, dtype), few.float()
         nrmse = metrics.nrmse(metrics.clamp(predicted), truth, inside).mean(0)
-        loss = loss_of(model.standard(predicted), model.standard(truth))
-        for name, value in zip(row, (loss, *nrmse), strict=True):
+        terms = criterion(predicted, truth)
+        for name, value in zip(row, (criterion.total(terms), *nrmse, *terms[: len(names)]), strict=True):
             row[name] += value.item() * (len(few) / len(volumes))
     return row
+
+
+def _augmented(config: Config, volumes: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """What the network sees of a batch and what it should make of it; random numbers are those of (seed, step)."""
+    if config.model.dropout:  # whose layers draw from torch's own generator
+        torch.manual_seed(int(np.random.default_rng([DROPOUT, config.seed, step]).integers(2**63)))
+    if config.augment is None:
+        return volumes, volumes
+    seen, truth = augment.apply(augment.sample(config.augment, len(volumes), (config.seed, step)), volumes)
+    return prepared(seen), prepared(truth)
 
 
 def _scaler(config: Config, on: str, dtype: torch.dtype) -> torch.amp.GradScaler:
@@ -213,24 +244,24 @@ def _slices(model: nn.Module, volume: Tensor, dtype: torch.dtype) -> dict[str, n
     }
 
 
-def _diverged(journal: Journal, epoch: int, what: str, info: dict) -> DivergedError:
+def _diverged(journal: Journal, columns: Sequence[str], epoch: int, what: str, info: dict) -> DivergedError:
     line = f"{journal.folder}: epoch {epoch}, {what}; {journal.good()}"
-    return DivergedError(line, _history(journal, pd.DataFrame(), info, f"epoch {epoch}, {what}"))
+    return DivergedError(line, _history(journal, columns, pd.DataFrame(), info, f"epoch {epoch}, {what}"))
 
 
-def _history(journal: Journal, table: pd.DataFrame, info: dict, failed: str = "") -> History:
-    epochs, steps = pd.DataFrame(journal.epochs), _steps(journal.steps)
+def _history(journal: Journal, columns: Sequence[str], table: pd.DataFrame, info: dict, failed: str = "") -> History:
+    epochs, steps = pd.DataFrame(journal.epochs), _steps(journal.steps, columns)
     info |= {"samples_seen": len(steps) * journal.config.training.batch}
     info["samples_per_second"] = journal.samples_per_second()
     info["resident_mb"] = psutil.Process().memory_info().rss / 2**20
     info["gpu_peak_mb"] = max((row["gpu_peak_mb"] for row in journal.epochs), default=0.0)
     if len(steps):  # those of the last step that was taken
-        info["optimiser"] |= optim.Settings(*journal.steps[-1][len(LOGGED) :])._asdict()
+        info["optimiser"] |= optim.Settings(*journal.steps[-1][len(columns) :])._asdict()
     return History(epochs, steps, table, info, failed)
 
 
-def _steps(rows: list[tuple], first: int = 0) -> pd.DataFrame:
-    frame = pd.DataFrame(rows, columns=[*LOGGED, *optim.Settings._fields])
+def _steps(rows: list[tuple], columns: Sequence[str], first: int = 0) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=[*columns, *optim.Settings._fields])
     return frame.set_axis(range(first, first + len(rows)))
 
 
@@ -239,6 +270,7 @@ def _info(config: Config, data: dataset.Dataset, model: nn.Module, on: str, dtyp
         "config": config.model_dump(mode="json"),
         "config_digest": config.digest(),
         "data": data.digest,
+        "test": (dataset.load(config.test) if config.test else data).part_digest("test"),
         "parameters": sum(p.numel() for p in model.parameters()),
         "optimiser": {"name": config.optim.name, "beta2": config.optim.betas[1]},
         "precision": str(dtype).removeprefix("torch."),

@@ -9,6 +9,7 @@ from tiny import assert_same_weights, tiny, weights
 from torch import nn
 
 from dotlib import evaluation, losses, machine, memory, trainer
+from dotlib.config import Model
 from dotlib.models import autoencoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,7 +43,8 @@ def test_kept_bytes_are_those_of_a_hand_count(n):
 @pytest.mark.parametrize("name", ["legacy", "stage1"])
 def test_kept_bytes_are_linear_in_the_batch(name):
     """But for the batch statistics, which do not grow."""
-    model = autoencoder.build(name, 16, 2, 8, 0, torch.ones(2), torch.ones(2)).to(memory_format=torch.channels_last_3d)
+    chosen = Model(name=name, width=2, code=8)
+    model = autoencoder.build(chosen, 16, 0, torch.ones(2), torch.ones(2)).to(memory_format=torch.channels_last_3d)
 
     def size(n):
         x = evaluation.prepared(torch.rand(n, 2, 16, 16, 16))

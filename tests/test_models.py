@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dotlib import losses
+from dotlib.config import Model
 from dotlib.data import dataset, phantoms
 from dotlib.models import blocks
 from dotlib.models.autoencoder import NETWORKS, Autoencoder, build
@@ -20,7 +21,7 @@ LAST = torch.channels_last_3d
 
 
 def network(name, grid, width=4, code=32, seed=0):
-    return build(name, grid, width, code, seed, MEAN, SD)
+    return build(Model(name=name, width=width, code=code), grid, seed, MEAN, SD)
 
 
 def size(model):
@@ -146,7 +147,7 @@ def test_standardised_and_back_is_the_identity():
 def test_network_sees_and_answers_through_its_standard(name):
     x = phantoms.rasterise(phantoms.sample("default", 2, 0), 16)
     mean, sd = (t.view(1, 2, 1, 1, 1) for t in (MEAN, SD))
-    physical, standard = network(name, 16).eval(), build(name, 16, 4, 32, 0, torch.zeros(2), torch.ones(2)).eval()
+    physical, standard = network(name, 16).eval(), build(Model(name=name, width=4, code=32), 16, 0, torch.zeros(2), torch.ones(2)).eval()
     with torch.no_grad():
         torch.testing.assert_close(physical.encode(x), standard.encode((x - mean) / sd))
         if name == "legacy":
@@ -264,7 +265,7 @@ def test_stage1_keeps_position():
     left, right = phantoms.rasterise(tables, 32)  # mirror images, and shifted by half the cube
     assert torch.equal(left.flip(1), right)
     for seed in range(3):
-        model = build("stage1", 32, 4, 32, seed, torch.zeros(2), torch.ones(2)).eval()
+        model = build(Model(name="stage1", width=4, code=32), 32, seed, torch.zeros(2), torch.ones(2)).eval()
         with torch.no_grad():
             empty, here, there = model.encode(torch.stack([torch.zeros_like(left), left, right]))
         assert (here - there).norm() > 0.75 * (here - empty).norm()  # sqrt(2) if nothing is shared; a half when pooled
@@ -272,7 +273,7 @@ def test_stage1_keeps_position():
 
 def test_stage1_overfits_a_batch():
     x = phantoms.rasterise(phantoms.sample("default", 8, 0), 16)
-    model = build("stage1", 16, 2, 64, 0, *dataset.standard(x))
+    model = build(Model(name="stage1", width=2, code=64), 16, 0, *dataset.standard(x))
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     history = []
     for _ in range(150):

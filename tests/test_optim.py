@@ -10,7 +10,7 @@ from torch.optim import lr_scheduler
 
 from dotlib import config, optim
 from dotlib.arms import ADAM
-from dotlib.config import ONECYCLE
+from dotlib.config import ONECYCLE, Model
 from dotlib.models import autoencoder
 
 OFF = torch.amp.GradScaler("cpu", enabled=False)
@@ -18,7 +18,7 @@ YES = torch.tensor(True)
 
 
 def network(name="stage1"):
-    model = autoencoder.build(name, 16, 2, 8, 0, torch.ones(2), torch.ones(2))
+    model = autoencoder.build(Model(name=name, width=2, code=8), 16, 0, torch.ones(2), torch.ones(2))
     return model.to(memory_format=torch.channels_last_3d)
 
 

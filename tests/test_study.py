@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import Inline, Stop, a_run, states
 
-from dotlib import arms, config, machine, records, results, study, tracking, trainer
+from dotlib import arms, config, machine, outcomes, records, results, study, tracking, trainer
 from dotlib.config import ConfigError
 from dotlib.data import dataset, split
 from dotlib.study import StudyError
@@ -94,7 +94,7 @@ def test_status_of_a_diverged_run_is_failed(diverged):
 
 def test_diverged_run_has_each_phantoms_worst_error_and_nothing_else(diverged):
     found = {key: run.result() for key, run in diverged[0]().items()}
-    table, keys = study.metrics(found), ["checkpoint", "metric", "phantom", "inclusion", "channel"]
+    table, keys = outcomes.metrics(found), ["checkpoint", "metric", "phantom", "inclusion", "channel"]
     broken = table[(table.arm == BROKEN[0]) & (table.seed == BROKEN[1])].set_index(keys)["value"]
     others = [h.metrics.set_index(keys)["value"] for h in found.values() if not h.failed]
     assert len(others) == 3 and len(broken) == len(others[0])
@@ -107,15 +107,15 @@ def test_diverged_run_has_each_phantoms_worst_error_and_nothing_else(diverged):
 
 def test_curves_and_summary_show_a_diverged_run(diverged):
     found = {key: run.result() for key, run in diverged[0]().items()}
-    curves = study.epochs(found)
+    curves = outcomes.epochs(found)
     assert curves.groupby(["arm", "seed"]).size().to_dict() == {key: 2 for key in found if key != BROKEN}
     assert curves.epoch.dtype.kind == curves.seed.dtype.kind == "i"
-    assert study.summary(found).set_index("arm").failed.to_dict() == {"stage1-adam": 0, "stage1-onecycle": 1}
+    assert outcomes.summary(found).set_index("arm").failed.to_dict() == {"stage1-adam": 0, "stage1-onecycle": 1}
 
 
 def test_study_whose_every_run_diverged_is_one_line(diverged):
     with pytest.raises(StudyError) as error:
-        study.metrics({BROKEN: diverged[0]()[BROKEN].result()})
+        outcomes.metrics({BROKEN: diverged[0]()[BROKEN].result()})
     assert line(error).startswith("every run diverged: epoch 0, step ")
 
 
@@ -342,7 +342,7 @@ def test_results_are_kept(baseline, nothing_computes):
 
 def test_tables_join_all_runs(baseline):
     histories = baseline[0]
-    metrics, epochs = study.metrics(histories), study.epochs(histories)
+    metrics, epochs = outcomes.metrics(histories), outcomes.epochs(histories)
     assert len(metrics) == sum(len(history.metrics) for history in histories.values())
     for (arm, seed), history in histories.items():
         rows = metrics[(metrics.arm == arm) & (metrics.seed == seed)].reset_index(drop=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,11 @@ class Dataset:
             raise store.StoreError(f"{self.path}: dataset 'ellipsoids' is missing")
         return self.ellipsoids[self.labels == NAMES.index(name)]
 
+    def part_digest(self, name: str) -> str:
+        """Hash of the phantoms of one part: what a judgement on it rests on."""
+        volumes = self.volumes(name).numpy() if self.ellipsoids is None else self.part(name)
+        return digest(volumes, np.full(len(volumes), NAMES.index(name), np.int8))
+
     def measurements(self, name: str, *columns: str) -> dict[str, np.ndarray]:
         """Readings of one part, read from the file: columns of `store` by name; without a choice `store.MEASURED`."""
         if self.path is None:
@@ -96,9 +101,21 @@ def load(config: Data, folder: Path | None = None) -> Dataset:
     """
     if config.measurements is None:
         tables = _tables(config.family, config.phantoms, config.seed)
-        return Dataset(tables, split(strata(tables), config.fractions, config.seed), config.grid)
-    prepare(config, folder)
-    return read(location(config, folder), config.grid, config.fractions, config.seed, store.identity(config))
+        found = Dataset(tables, split(strata(tables), config.fractions, config.seed), config.grid)
+    else:
+        prepare(config, folder)
+        found = read(location(config, folder), config.grid, config.fractions, config.seed, store.identity(config))
+    return found if config.train is None else fewer(found, config.train)
+
+
+def fewer(data: Dataset, train: int) -> Dataset:
+    """The same with the first `train` phantoms of its training part; the others are in no part."""
+    chosen = np.flatnonzero(data.labels == NAMES.index("train"))
+    if train > len(chosen):
+        raise store.StoreError(f"data.train {train}: at most the {len(chosen)} of the training part are accepted")
+    labels = data.labels.copy()
+    labels[chosen[train:]] = -1
+    return replace(data, labels=labels)
 
 
 def read(

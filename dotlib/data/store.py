@@ -59,11 +59,11 @@ LOST = ("log_amplitude", "phase")  # NaN in both: a pair that was lost
 
 
 def identity(config: Data, every: bool = False) -> str:
-    """What a dataset file holds, as JSON: its configuration without the split and without the grid of the volumes.
+    """What a dataset file holds, as JSON: its configuration without split, training share and grid of volumes.
 
     Fields at their defaults are left out, so that a new one renames no file, or, with `every`, written too.
     """
-    held = config.model_dump(mode="json", exclude_defaults=not every, exclude={"fractions", "grid"})
+    held = config.model_dump(mode="json", exclude_defaults=not every, exclude={"fractions", "grid", "train"})
     held["measurements"] = {**held["measurements"], "grid": config.light_grid}
     return json.dumps({**held, "physics": PHYSICS}, sort_keys=True)
 

@@ -1,24 +1,27 @@
 """Stage 1: a volume of (mua, musp) into a code, and back."""
 
 import itertools
+from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+from ..config import Model
 from .blocks import Conv3d, Residual, Standard, conv_bn, depth_to_space, initialise, space_to_depth
+from .stages import Staged
+from .vit import ViT, VoxelTransformer
 
 
-class Legacy(nn.Module):
+class Legacy(Staged):
     """The earlier work's network, 6,977,954 parameters at 64^3 and width 16.
 
     Its global average pooling keeps no position; its outputs may be negative. On 32^3 and 16^3 the last one or two
     decoder stages, and the max-pooling or also the stem's stride, fall away, so that 2^3 stays before the pooling.
     """
 
-    def __init__(self, grid: int, width: int, code: int):
+    def __init__(self, grid: int, config: Model):
         super().__init__()
-        stages = {64: 5, 32: 4, 16: 3}[grid]
+        width, code, stages = config.width, config.code, {64: 5, 32: 4, 16: 3}[grid]
         self.top = 16 * width
         self.stem = nn.Sequential(
             *conv_bn(2, width, 7, 2 if grid > 16 else 1),
@@ -34,16 +37,26 @@ class Legacy(nn.Module):
         ]
         self.decoder = nn.Sequential(*(layer for up in ups for layer in up))
         self.head = nn.Conv3d(channels[stages], 2, 3, padding=1)
+        self.halves = {
+            "encoder": {f"encoder{4 - i}": [layer] for i, layer in enumerate(self.encoder)},
+            "decoder": {f"decoder{i}": layers for i, layers in enumerate(ups, 1)},
+        }
+        encoder = {f"encoder{4 - i}": width << i + 1 for i in range(4)}
+        self.extend(config, encoder | {f"decoder{i}": channels[i] for i in range(1, stages + 1)}, tuple(encoder))
 
-    def encode(self, z: torch.Tensor) -> torch.Tensor:
-        return self.to_code(self.encoder(self.stem(z)).mean((2, 3, 4)))
+    def first(self, z: Tensor) -> Tensor:
+        return self.stem(z)
 
-    def decode(self, code: torch.Tensor, standard: Standard) -> torch.Tensor:
+    def code(self, features: Mapping[str, Tensor]) -> Tensor:
+        return self.to_code(features["encoder1"].mean((2, 3, 4)))
+
+    def decode(self, code: Tensor, standard: Standard, features: Mapping[str, Tensor] | None = None) -> Tensor:
         y = self.from_code(code).view(-1, self.top, 2, 2, 2)
-        return standard.back(self.head(self.decoder(y)).float())
+        *_, y = self.walk("decoder", y, features).values()
+        return standard.back(self.head(y).float())
 
 
-class Stage1(nn.Module):
+class Stage1(Staged):
     """Our network: it keeps position (flattened 2^3 bottleneck) and cannot predict a negative coefficient.
 
     Space-to-depth by `patch` in place of strided stems (Shi 2016); residual stages that halve the grid down to 2^3, the
@@ -53,33 +66,55 @@ class Stage1(nn.Module):
 
     patch = 4
 
-    def __init__(self, grid: int, width: int, code: int):
+    def __init__(self, grid: int, config: Model):
         super().__init__()
         halvings = {64: 3, 32: 2, 16: 1}[grid]
-        self.top = 16 * width
+        self.top = 16 * config.width
         channels = [self.top >> i for i in range(halvings, -1, -1)]
         down, up = [], []
         for i, (a, b) in enumerate(itertools.pairwise(channels), 1):
             depth = 2 if i == halvings else 1
-            down += [Residual(a, a, start_identity=True) for _ in range(depth)] + [*conv_bn(a, b, 3, 2), nn.ReLU()]
+            down.append([*self.inner(a, 4 << halvings - i, depth), *conv_bn(a, b, 3, 2), nn.ReLU()])
             rise = [nn.ConvTranspose3d(b, a, 2, 2, bias=False), nn.BatchNorm3d(a), nn.ReLU()]
-            up = rise + [Residual(a, a, start_identity=True) for _ in range(depth)] + up
+            up.insert(0, [*rise, *(Residual(a, a, start_identity=True) for _ in range(depth))])
         self.stem = nn.Sequential(*conv_bn(2 * self.patch**3, channels[0], 3), nn.ReLU())
-        self.encoder, self.decoder = nn.Sequential(*down), nn.Sequential(*up)
-        self.to_code, self.from_code = nn.Linear(self.top * 8, code), nn.Linear(code, self.top * 8)
+        self.encoder, self.decoder = (nn.Sequential(*itertools.chain.from_iterable(half)) for half in (down, up))
+        self.to_code, self.from_code = nn.Linear(self.top * 8, config.code), nn.Linear(config.code, self.top * 8)
         self.head = Conv3d(channels[0], 3 * self.patch**3, 3, padding=1)
+        self.halves = {
+            "encoder": {f"encoder{len(channels) - i}": layers for i, layers in enumerate([[self.stem], *down])},
+            "decoder": {f"decoder{i}": layers for i, layers in enumerate(up, 1)},
+        }
+        encoder = {f"encoder{len(channels) - i}": c for i, c in enumerate(channels)}
+        decoder = {f"decoder{i}": c for i, c in enumerate(channels[-2::-1], 1)}
+        self.extend(config, encoder | decoder, [name for name in encoder | decoder if name != "encoder1"])
 
-    def encode(self, z: torch.Tensor) -> torch.Tensor:
-        return self.to_code(self.encoder(self.stem(space_to_depth(z, self.patch))).flatten(1))
+    def inner(self, c: int, grid: int, depth: int) -> list[nn.Module]:
+        """What a stage of the encoder does on its input's grid."""
+        return [Residual(c, c, start_identity=True) for _ in range(depth)]
 
-    def decode(self, code: torch.Tensor, standard: Standard) -> torch.Tensor:
+    def first(self, z: Tensor) -> Tensor:
+        return space_to_depth(z, self.patch)
+
+    def code(self, features: Mapping[str, Tensor]) -> Tensor:
+        return self.to_code(features["encoder1"].flatten(1))
+
+    def decode(self, code: Tensor, standard: Standard, features: Mapping[str, Tensor] | None = None) -> Tensor:
         y = torch.relu(self.from_code(code)).view(-1, self.top, 2, 2, 2)
-        y = depth_to_space(self.head(self.decoder(y)), self.patch).float()
-        occupancy, level = y[:, :1].sigmoid(), F.softplus(y[:, 1:] + 0.5413)  # softplus(0.5413) = 1
-        return occupancy * level * standard.mean
+        *_, y = self.walk("decoder", y, features).values()
+        return standard.positive(depth_to_space(self.head(y), self.patch))
 
 
-NETWORKS = {"legacy": Legacy, "stage1": Stage1}
+class Hybrid(Stage1):
+    """`Stage1` whose encoder has transformer blocks on voxels (4^3 tokens) in its deepest stage, for residual ones."""
+
+    def inner(self, c: int, grid: int, depth: int) -> list[nn.Module]:
+        if grid > 4:
+            return super().inner(c, grid, depth)
+        return [VoxelTransformer(c, grid) for _ in range(depth)]
+
+
+NETWORKS = {"legacy": Legacy, "stage1": Stage1, "hybrid": Hybrid, "vit": ViT}
 
 
 class Autoencoder(nn.Module):
@@ -89,13 +124,24 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.network, self.standard = network, standard
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.network.decode(self.encode(x), self.standard)
 
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
+    def encode(self, x: Tensor) -> Tensor:
         return self.network.encode(self.standard(x))
 
+    def features(self, x: Tensor) -> dict[str, Tensor]:
+        """What lies behind each stage of the encoder, (B, C, D, D, D), by stage; nothing is left behind."""
+        return self.network.features(self.standard(x))
 
-def build(name: str, grid: int, width: int, code: int, seed: int, mean: torch.Tensor, sd: torch.Tensor) -> Autoencoder:
-    """A seeded autoencoder whose channels are standardised with `mean` and `sd`, (2,) each, in mm^-1."""
-    return Autoencoder(initialise(NETWORKS[name](grid, width, code), seed), Standard(mean, sd))
+    def maps(self, x: Tensor) -> dict[str, Tensor]:
+        """The attention of each gated stage of the encoder, (B, 1, D, D, D)."""
+        return self.network.maps(self.standard(x))
+
+
+def build(config: Model, grid: int, seed: int, mean: Tensor, sd: Tensor) -> Autoencoder:
+    """A seeded autoencoder whose channels are standardised with `mean` and `sd`, (2,) each, in mm^-1.
+
+    Raises ConfigError for an addition to a stage that the network does not have on this grid.
+    """
+    return Autoencoder(initialise(NETWORKS[config.name](grid, config), seed), Standard(mean, sd))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,6 +25,12 @@ class Conv3d(nn.Conv3d):
             return super().forward(x.float())
 
 
+class ZeroConv3d(Conv3d):
+    """A convolution that starts at zero, so that what it adds starts as nothing."""
+
+    bound = 0.0
+
+
 class Standard(nn.Module):
     """Standardised channels: (x - mean) / sd and back, with buffers fitted on the training split."""
 
@@ -38,6 +45,12 @@ class Standard(nn.Module):
     def back(self, z: torch.Tensor) -> torch.Tensor:
         return z * self.sd + self.mean
 
+    def positive(self, y: torch.Tensor) -> torch.Tensor:
+        """Occupancy gate x softplus level x the tissue's mean, never negative, of (B, 1 + C, D, H, W)."""
+        y = y.float()
+        occupancy, level = y[:, :1].sigmoid(), F.softplus(y[:, 1:] + 0.5413)  # softplus(0.5413) = 1
+        return occupancy * level * self.mean
+
 
 def conv_bn(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Sequential:
     """Convolution without bias, and batch normalisation; padded to keep (or divide by the stride) the grid."""
@@ -45,14 +58,26 @@ def conv_bn(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Sequentia
     return nn.Sequential(Conv3d(c_in, c_out, kernel, stride, padding, bias=False), nn.BatchNorm3d(c_out))
 
 
-class Residual(nn.Module):
-    """Basic block (He 2016): two 3^3 convolutions beside the identity, or a 1^3 projection where the shape changes.
+class Block(nn.Module):
+    """A part whose activations, with `recompute`, are not kept for the backward pass but computed again.
 
-    With `start_identity` the last normalisation's weight starts at 0, and the block with its shortcut. With `recompute`
-    its activations are not kept for the backward pass but computed again (gradient checkpointing, Chen 2016).
+    Gradient checkpointing (Chen 2016). What a block does is in its `block`; random numbers are the same both times.
     """
 
     recompute = False
+
+    def forward(self, *x: torch.Tensor) -> torch.Tensor:
+        if not (self.recompute and self.training and torch.is_grad_enabled()):
+            return self.block(*x)
+        again = (contextlib.nullcontext(), frozen_statistics(self))
+        return checkpoint(self.block, *x, use_reentrant=False, context_fn=lambda: again)
+
+
+class Residual(Block):
+    """Basic block (He 2016): two 3^3 convolutions beside the identity, or a 1^3 projection where the shape changes.
+
+    With `start_identity` the last normalisation's weight starts at 0, and the block with its shortcut.
+    """
 
     def __init__(self, c_in: int, c_out: int, stride: int = 1, start_identity: bool = False):
         super().__init__()
@@ -60,12 +85,6 @@ class Residual(nn.Module):
         self.shortcut = conv_bn(c_in, c_out, 1, stride) if c_in != c_out or stride != 1 else nn.Identity()
         if start_identity:
             nn.init.zeros_(self.second[1].weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not (self.recompute and self.training and torch.is_grad_enabled()):
-            return self.block(x)
-        again = (contextlib.nullcontext(), frozen_statistics(self))
-        return checkpoint(self.block, x, use_reentrant=False, context_fn=lambda: again)
 
     def block(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(self.second(torch.relu(self.first(x))) + self.shortcut(x))
@@ -103,17 +122,18 @@ def depth_to_space(x: torch.Tensor, r: int) -> torch.Tensor:
 def initialise(model: nn.Module, seed: int) -> nn.Module:
     """Draw every parameter from its own generator, keyed by (seed, name): networks share what they share by name.
 
-    Weights and biases of convolutions and linear layers are uniform in +-1/sqrt(fan-in), torch's own default;
-    normalisations keep what their block gave them.
+    Weights and biases of convolutions and linear layers are uniform in +-1/sqrt(fan-in), torch's own default, or in
+    +-`bound` where a module has one; normalisations keep what their block gave them.
     """
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Conv3d | nn.ConvTranspose3d | nn.Linear):
+        bound = getattr(module, "bound", None)
+        if bound is None and isinstance(module, nn.Conv3d | nn.ConvTranspose3d | nn.Linear):
+            bound = 1 / math.sqrt(nn.init._calculate_fan_in_and_fan_out(module.weight)[0])
+        if bound is None:
             continue
-        fan_in = nn.init._calculate_fan_in_and_fan_out(module.weight)[0]
         for key, parameter in module.named_parameters(recurse=False):
             digest = hashlib.sha256(f"{seed}/{name}.{key}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            bound = 1 / math.sqrt(fan_in)
             with torch.no_grad():
                 parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
     return model

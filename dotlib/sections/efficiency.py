@@ -192,7 +192,8 @@ def kept_bytes(way: Way, on: str) -> float:
     def work() -> Tensor:
         with mixed(on, options["dtype"]):
             y = model(x)
-        return losses.loss(way.config.loss)(model.standard(y), model.standard(x))
+        criterion = losses.Criterion(way.config.loss, model.standard)
+        return criterion.total(criterion(y, x))
 
     return memory.kept(work, model)
 
@@ -202,7 +203,7 @@ def gradients(config: Config, checkpointing: bool) -> dict[str, Tensor]:
     changed = replace(config, {"training.checkpointing": checkpointing})
     model, grid = network(changed).train(), config.data.grid
     volumes = torch.rand(4, 2, grid, grid, grid, generator=torch.Generator().manual_seed(0))
-    losses.loss(config.loss)(model(volumes), volumes).backward()
+    losses.rmse(model(volumes), volumes).backward()
     return {name: p.grad for name, p in model.named_parameters()} | dict(model.named_buffers())
 
 

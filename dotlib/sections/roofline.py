@@ -114,7 +114,7 @@ def _step(config: Config, model: nn.Module, opt, volumes: Tensor, dtype: torch.d
         y = model(x)
     standardised = model.standard(y), model.standard(x)
     traffic.phase = "loss"
-    loss = losses.loss(config.loss)(*standardised)
+    loss = losses.rmse(*standardised)
     traffic.phase = ""
     loss.backward()
     traffic.phase = "optimiser"
