@@ -251,6 +251,7 @@ FAMILIES = {
 ARMS = ATTENTION | SIZES | ENDS | ADD | LEAVE | ROADMAP | PHANTOMS | FAMILIES
 GATES = ("stage1-onecycle", "sigmoid-2", "identity-2")
 STUDIES = {
+    "4.4-shown": Study(GATES[:2]),
     "4.4-gates": Study(GATES, 10),
     "4.4-attention": Study(("stage1-onecycle", *ATTENTION, *SIZES), 3),
     "4.5-roadmap": Study(tuple(ROADMAP), 3),

@@ -13,6 +13,7 @@ from . import config as configuration
 from .config import Frozen, ProfileName
 
 COLUMNS = (("nrmse", "mua"), ("nrmse", "musp"), ("legacy_rmse", ""))  # of the metrics, what is committed
+OF_LAST = (("ssim", "mua"),)  # and of the last checkpoint only
 CURVES = ("arm", "seed", "epoch", "train_loss", "validation_loss", "nrmse_mua", "update_ratio", "skipped")
 KEYS = ["arm", "seed", "checkpoint", "metric", "channel"]
 DIGITS = "%.6g"
@@ -70,7 +71,9 @@ def save(found: Record, folder: Path) -> None:
             held = f"{len(former.runs)} runs of profile {former.profile}"
             raise ResultsError(f"{folder}: holds {held}; remove it to record {len(found.runs)} of {found.profile}")
     folder.mkdir(parents=True, exist_ok=True)
-    kept = [found.metrics[(found.metrics["metric"] == m) & (found.metrics["channel"] == c)] for m, c in COLUMNS]
+    of = found.metrics.groupby(["metric", "channel"])
+    kept = [of.get_group(column) for column in COLUMNS]
+    kept += [rows[rows["checkpoint"] == "last"] for rows in (of.get_group(c) for c in OF_LAST if c in of.groups)]
     wide = pd.concat(kept).pivot(index=KEYS, columns="phantom", values="value").reset_index()
     tables = dict(zip(TABLES, (wide, found.epochs[list(CURVES)], found.runs), strict=True))
     texts = {name: t.to_csv(index=False, float_format=DIGITS, lineterminator="\n") for name, t in tables.items()}
