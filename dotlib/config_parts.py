@@ -160,6 +160,6 @@ class Augmentation(Frozen):
     """Random deformations and noise of training volumes; each may be 0."""
 
     rotation: float = Field(5.0, ge=0, le=45)  # degrees either way about each axis, uniform
-    elastic: float = Field(1.0, ge=0, le=4)  # mm, sd of the displacement of control points
-    spacing: float = Field(16.0, gt=0)  # mm between control points
+    elastic: float = Field(1.0, ge=0, le=4)  # mm, sd of the coefficients of a cubic B-spline
+    spacing: float = Field(16.0, ge=4)  # mm between its control points
     noise: float = Field(0.01, ge=0)  # sd of what the network sees, over each channel's range

@@ -87,7 +87,7 @@ def _per_channel(data_range: float | Sequence[float], like: Tensor) -> Tensor:
     values = tuple(data_range) if isinstance(data_range, Sequence) else (data_range,) * like.shape[1]
     if len(values) != like.shape[1] or min(values) <= 0:
         raise ValueError(f"data_range {data_range}: one positive number, or one for each of {like.shape[1]} channels")
-    return torch.tensor(values, dtype=like.dtype, device=like.device)
+    return torch.cat([like.new_full((1,), value) for value in values])  # without waiting for a device
 
 
 def rmse(pred: Tensor, truth: Tensor, mask: Tensor) -> Tensor:

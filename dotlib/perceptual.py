@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import BadZipFile
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,19 @@ def teacher_config(config: Config) -> Config | None:
     if chosen is None or chosen.source != "trained":
         return None
     training = Training(epochs=chosen.epochs, batch=chosen.batch, precision=config.training.precision)
-    changes = {"model": Model(name="stage1", width=config.model.width, code=config.model.code), "loss": Loss()}
-    changes |= {"optim": ONECYCLE, "training": training, "augment": None, "test": None, "seed": chosen.seed}
-    return replace(config, changes)
+    changes = {
+        "model": _plain(config),
+        "loss": Loss(),
+        "optim": ONECYCLE,
+        "training": training,
+        "augment": None,
+        "test": None,
+    }
+    return replace(config, changes | {"seed": chosen.seed})
+
+
+def _plain(config: Config) -> Model:
+    return Model(name="stage1", width=config.model.width, code=config.model.code)
 
 
 def features(
@@ -37,8 +48,8 @@ def features(
         raise ConfigError("loss.features 'trained': their network must be given; a study trains it")
     if chosen.source in ("trained", "random"):
         if chosen.source == "random":
-            plain = {"model": Model(name="stage1", width=config.model.width, code=config.model.code)}
-            teacher = network(replace(config, plain | {"seed": chosen.seed}), standard.mean, standard.sd)
+            plain = {"model": _plain(config), "loss": Loss(), "seed": chosen.seed}
+            teacher = network(replace(config, plain), standard.mean, standard.sd)
         teacher.to(on, memory_format=torch.channels_last_3d).eval()
         seen = teacher.features
     else:
@@ -58,5 +69,5 @@ def _program(path: Path) -> nn.Module:
         raise ConfigError(f"loss.features.source {str(path)!r}: 'trained', 'random' or an exported program is accepted")
     try:
         return torch.export.load(path).module()
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except (RuntimeError, ValueError, KeyError, OSError, BadZipFile) as error:
         raise ConfigError(f"{path}: no program that torch.export saved ({str(error).splitlines()[0]})") from None

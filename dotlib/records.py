@@ -18,7 +18,8 @@ CURVES = ("arm", "seed", "epoch", "train_loss", "validation_loss", "nrmse_mua", 
 KEYS = ["arm", "seed", "checkpoint", "metric", "channel"]
 DIGITS = "%.6g"
 TABLES = ("metrics", "epochs", "runs")
-TEXT = dict.fromkeys(("failed", "config", "data", "code", "commit"), str)  # digests, some of which look like numbers
+# digests, some of which look like numbers
+TEXT = dict.fromkeys(("failed", "config", "data", "test", "code", "commit"), str)
 
 
 class ResultsError(ValueError):

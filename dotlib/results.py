@@ -9,19 +9,22 @@ from . import config as configuration
 from . import outcomes, study
 from .arms import STUDIES
 from .config import ConfigError
-from .records import Record, load
+from .records import Record, ResultsError, load
 from .trainer import History
 
 
 def record(histories: dict[tuple[str, int], History], profile: str) -> Record:
-    """The tables of the runs of a study."""
+    """The tables of the runs of a study. Raises ResultsError where they were judged on different phantoms."""
     runs = pd.DataFrame([_row(arm, seed, history) for (arm, seed), history in histories.items()])
+    if (tests := runs["test"].nunique()) > 1:
+        raise ResultsError(f"{len(runs)} runs were judged on {tests} test sets: one is accepted")
     return Record(outcomes.metrics(histories), outcomes.epochs(histories), runs, profile, "runs/")
 
 
 def _row(arm: str, seed: int, history: History) -> dict:
     info, optim = history.info, history.info["config"]["optim"]
     row = {"arm": arm, "seed": seed, "failed": history.failed, "config": info["config_digest"], "data": info["data"]}
+    row["test"] = info.get("test", "")  # earlier runs do not say
     row |= {name: info[name] for name in ("code", "parameters", "samples_seen", "samples_per_second")}
     row["commit"] = str(info.get("commit", "unknown")) + "-dirty" * bool(info.get("dirty"))
     row |= {"steps": len(history.steps), "optimiser": optim["name"], "schedule": optim["schedule"], "lr": optim["lr"]}

@@ -92,14 +92,14 @@ def runs(arms: Iterable[str], profile: str, seeds: int, store: Path, first: int 
                 raise ConfigError(f"arm {arm}: training.micro = 'auto' depends on the machine; a number is accepted")
             dtype = machine.precision(config.training.precision, machine.device())
             config = configuration.replace(config, {"training.precision": machine.named(dtype)})
-            wanted[arm, seed] = Run(config=config, data=_data(config, keys), infra={"folder": store})
+            wanted[arm, seed] = Run(config=config, data=data_of(config, keys), infra={"folder": store})
     tests = {keys((run.config.test or run.config.data).model_copy(update={"train": None})) for run in wanted.values()}
     if len(tests) > 1:
         raise ConfigError(f"arms {', '.join(arms)}: {len(tests)} test sets; arms are judged on one")
     return wanted
 
 
-def _data(config: Config, keys: Callable[[Data], str]) -> str:
+def data_of(config: Config, keys: Callable[[Data], str]) -> str:
     """What tells a run's data apart: that which it trains with, is judged on where that is other, and looks through."""
     parts = [keys(config.data), *([keys(config.test)] if config.test else [])]
     source = config.loss.features and config.loss.features.source

@@ -20,13 +20,13 @@ from torch.optim.swa_utils import update_bn
 from . import losses, machine, memory, metrics, optim, perceptual, provenance
 from .config import Config, ConfigError
 from .data import augment, dataset
+from .data.bodies import Bodies
 from .evaluation import CHANNELS, judge, mixed, network, predict, prepared, trained
 from .journal import Journal
 from .monitor import Monitor
 
 LOGGED = ("loss", "gradient_norm", "scale")  # what every step leaves on the device, and the terms of the loss
-STREAM = 3  # of random numbers, for the order; phantoms have 1, splits 2, augmentation 4
-DROPOUT = 5
+STREAM, DROPOUT = 3, 7  # of random numbers; phantoms have 1, splits 2, probes 4, noise 5, augmentation 6
 SAVE_EVERY = 10.0  # seconds between checkpoints, at least
 CALIBRATION = 4  # batches for new batch statistics, under averaged weights
 AT_ONCE = 64  # phantoms in validation, which takes eight times their volumes in fp32
@@ -96,6 +96,7 @@ def fit(
     machine.prepare(on, dtype)
     train = data.volumes("train", on, torch.float16)
     validation, tissue = data.volumes("validation", on, torch.float16), data.tissue("validation", on)
+    bodies = data.bodies("train", on) if config.augment else None
     model = network(config, *dataset.standard(train)).to(on, memory_format=torch.channels_last_3d)
     batch = config.training.batch
     seen_through = perceptual.features(config, model.standard, teacher, on, dtype)
@@ -136,7 +137,7 @@ def fit(
                 now = optim.settings(config.optim, count, total, journal.losses)
                 optim.apply(opt, now)
                 opt.zero_grad()
-                seen, truth = _augmented(config, prepared(train[chosen]), count)
+                seen, truth = _augmented(config, prepared(train[chosen]), bodies and bodies[chosen], count)
                 for few, true in zip(seen.split(micro), truth.split(micro), strict=True):
                     terms, share = terms_of(forward, few, true), len(few) / batch
                     loss = criterion.total(terms) * share
@@ -208,13 +209,14 @@ def validate(
     return row
 
 
-def _augmented(config: Config, volumes: Tensor, step: int) -> tuple[Tensor, Tensor]:
+def _augmented(config: Config, volumes: Tensor, bodies: Bodies | None, step: int) -> tuple[Tensor, Tensor]:
     """What the network sees of a batch and what it should make of it; random numbers are those of (seed, step)."""
     if config.model.dropout:  # whose layers draw from torch's own generator
         torch.manual_seed(int(np.random.default_rng([DROPOUT, config.seed, step]).integers(2**63)))
     if config.augment is None:
         return volumes, volumes
-    seen, truth = augment.apply(augment.sample(config.augment, len(volumes), (config.seed, step)), volumes)
+    deformation = augment.sample(config.augment, len(volumes), (config.seed, step))
+    seen, truth = augment.apply(deformation, volumes, bodies)
     return prepared(seen), prepared(truth)
 
 

@@ -28,6 +28,7 @@ def made_up(config, curve=(), failed="", phantoms=PHANTOMS):
     steps = [(0.5, 1.0, 1.0, *optim.Settings(**settings))] * 2 * (ended + bool(failed))
     info = {
         "config": config.model_dump(mode="json"), "config_digest": config.digest(), "data": "000012345678",
+        "test": "0000feedbeef",
         "commit": "c0", "dirty": False,
         "parameters": 1234, "optimiser": {"name": config.optim.name, "beta2": config.optim.betas[1]} | settings,
         "precision": "float32", "device": "x86_64", "code": "12345e678901", "threads": 1,

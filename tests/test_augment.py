@@ -126,9 +126,10 @@ def test_warp_is_fp32_under_autocast():
     d = augment.sample(DEFAULT, 2, [0])
     half = anything(2, 2, 16, 16, 16).half()
     expected = augment.apply(d, half.float())
+    warped = augment.warp(half, augment.field(d, 16), "bilinear")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = augment.apply(d, half)
-    assert found[0].dtype == torch.float32 and same(found, expected)
+    assert found[0].dtype == torch.float32 and same(found, expected) and torch.equal(warped, expected[1])
 
 
 def test_labels_follow_the_volumes():
@@ -188,6 +189,7 @@ def test_angles_are_uniform_and_displacements_normal_to_two_sd():
     assert np.abs(u).max() == 2 and stats.kstest(middle, stats.truncnorm(-2, 2).cdf).pvalue > 0.01
     tail = 2 * stats.norm.sf(2)
     assert 1 - len(middle) / len(u) == pytest.approx(tail, abs=4 * np.sqrt(tail / len(u)))
+    assert np.abs(augment.sample(EXTREME, 50, [0]).displacement).max() == pytest.approx(16 / 2.48)  # not 2 sd = 8 mm
     # at the cube's centre, a control point, the spline weighs (1, 4, 1) / 6 along each axis
     field = augment.field(deformation(displacement=d.displacement, n=2000), 1)
     weights = np.array([1, 4, 1]) / 6
@@ -253,7 +255,7 @@ def test_what_does_not_move_passes_bit_for_bit():
     noisy = augment.sample(Augmentation(rotation=0, elastic=0), 3, [0])
     seen, truth = augment.apply(noisy, volumes)
     assert torch.equal(truth, volumes) and not (seen == truth).all()
-    turn = np.array([[0, 0, 0], [0.1, 0, 0], [0, 0, 0]])
+    turn, volumes = np.array([[0, 0, 0], [0.1, 0, 0], [0, 0, 0]]), anything(3, 2, 20, 20, 20)
     _, truth = augment.apply(Deformation(turn, noisy.displacement, 0.0, noisy.noise_seeds), volumes)
     assert same(truth[[0, 2]], volumes[[0, 2]]) and not torch.equal(truth[1], volumes[1])
     seen, truth = augment.apply(augment.sample(Augmentation(noise=0), 3, [0]), volumes)

@@ -46,10 +46,17 @@ ODD = {
     "optim.phases": ((0.4, 1.0), (0.6, 0.5)),
     "training.ema": 0.9,
     "training.milestones": (1,),
+    "data.train": 8,
+    "test": BASE.data.model_copy(update={"seed": 9}),
+    "augment": config.Augmentation(),
+    "model.attention": config.Attention(kind="se"),
+    "model.links": config.Links(kind="dense"),
+    "loss": config.Loss(perceptual=0.1, features=config.Features(source="random")),
 }
+TIED = {"loss.perceptual", "loss.features"}  # legal together only
 # where one source, detector or pair more is legal too
 MEASURED = config.replace(BASE, {"data.measurements": {"sources": 1, "detectors": 4, "pairs": 2}})
-CHANGES = {path: other(value, annotation) for path, value, annotation in leaves(MEASURED) if path not in ODD}
+CHANGES = {path: other(value, annotation) for path, value, annotation in leaves(MEASURED) if path not in {*ODD, *TIED}}
 CHANGES = {path: value for path, value in CHANGES.items() if value is not None} | ODD
 
 
@@ -119,7 +126,7 @@ def test_config_is_frozen(model, field):
         ({"data.fractions": (4, 1, 0)}, ("data.fractions.2", "greater than")),
         ({"data.fractions": (4, -1, 1)}, ("data.fractions.1", "greater than")),
         ({"data.fractions": (4, 1)}, ("data.fractions", "missing")),
-        ({"model.name": "unet"}, ("model.name", "'legacy' or 'stage1'")),
+        ({"model.name": "unet"}, ("model.name", "'legacy', 'stage1', 'hybrid' or 'vit'")),
         ({"training.batch": 17}, ("training.batch 17", "16 training phantoms")),
         ({"training.patience": 0}, ("training.patience", "greater than 0")),
         ({"training.batch": "8"}, ("training.batch", "'8'", "integer")),
@@ -138,7 +145,33 @@ def test_config_is_frozen(model, field):
             {"optim.name": "schedule-free", "optim.schedule": "constant", "training.ema": 0.9},
             ("training.ema with schedule-free", "one of both"),
         ),
-        ({"loss": "mae"}, ("loss = 'mae'", "'rmse'")),
+        ({"loss": "mae"}, ("loss = 'mae'", "dictionary or instance of Loss")),
+        ({"loss.mae": 1.0}, ("unknown field loss.mae", "rmse, ssim, perceptual, gradient, channels, features")),
+        ({"loss.rmse": 0.0}, ("loss", "every term has weight 0")),
+        ({"loss.channels": (2, 0)}, ("loss.channels.1", "greater than 0")),
+        ({"loss.perceptual": 0.1}, ("loss", "features None", "both or none are accepted")),
+        ({"loss.features": {"source": "random"}}, ("loss", "perceptual 0", "both or none are accepted")),
+        (
+            {"loss.perceptual": 0.1, "loss.features": {"source": "trained"}},
+            ("loss.features", "epochs and batch are accepted with 'trained', and needed there"),
+        ),
+        (
+            {"loss.perceptual": 0.1, "loss.features": {"source": "random", "seed": 3}, "seed": 3},
+            ("loss.features.seed 3", "another than the run's own seed"),
+        ),
+        ({"model.depth": 4}, ("model.depth", "1, 2 or 3")),
+        ({"model.dropout": 1.0}, ("model.dropout", "less than 1")),
+        ({"model.attention": {"kind": "sigmoid", "stages": ()}}, ("model.attention.stages", "at least 1 item")),
+        ({"model.attention": {"kind": "gate"}}, ("model.attention.kind", "'attention-gate'")),
+        ({"model.name": "vit", "model.depth": 2}, ("model", "vit has no stages")),
+        (
+            {"model.links": {"kind": "guided", "side": "across"}},
+            ("model.links.side = 'across' under task 'autoencode'", "a copy", "'encoder', 'decoder' or 'both'"),
+        ),
+        ({"augment": {"rotation": 90}}, ("augment.rotation", "less than or equal to 45")),
+        ({"data.train": 0}, ("data.train", "greater than 0")),
+        ({"data.train": 4}, ("training.batch 8 exceeds the 4 training phantoms",)),
+        ({"test": BASE.data.model_copy(update={"grid": 32})}, ("test.grid 32", "that of data, 16")),
     ],
 )
 def test_replace_refuses_in_one_line(changes, parts):

@@ -8,7 +8,7 @@ import torch
 from tiny import TEST, tiny, weights
 from torch import nn
 
-from dotlib import evaluation, losses, metrics, trainer
+from dotlib import config, evaluation, losses, metrics, trainer
 from dotlib.data import dataset
 from dotlib.data.phantoms import MUA, MUSP
 from dotlib.data.split import NAMES
@@ -78,7 +78,8 @@ def test_validation_agrees_with_its_definition(monkeypatch, batch, at_once):
     monkeypatch.setattr(
         trainer, "predict", lambda model, few, *rest: (given.append(len(few)), plain(model, few, *rest))[1]
     )
-    row = trainer.validate(model, volumes, data.tissue("validation"), losses.loss("rmse"), torch.float32)
+    criterion = losses.Criterion(config.Loss(), model.standard)
+    row = trainer.validate(model, volumes, data.tissue("validation"), criterion, torch.float32)
     with torch.no_grad():
         predicted, truth = model.eval()(volumes.float()).numpy(), volumes.double().numpy()
     assert (predicted < 0).any() and given == ([len(volumes)] if at_once == 64 else [3, len(volumes) - 3])

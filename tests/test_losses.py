@@ -181,6 +181,15 @@ def test_perceptual_trains_the_prediction_alone():
     assert sorted(recorded) == [False, True]
 
 
+def test_perceptual_reduces_half_precision_features_in_fp32(physical):
+    def half(x):
+        return [stage.bfloat16() for stage in features(x)]
+
+    value = losses.perceptual(half, *physical)
+    assert value.dtype == torch.float32
+    assert value.equal(losses.perceptual(lambda x: [stage.float() for stage in half(x)], *physical))
+
+
 def test_perceptual_bears_a_stage_that_sees_nothing(physical):
     assert losses.perceptual(lambda x: [0 * x], *physical).item() == 0
 
@@ -218,10 +227,11 @@ def test_batch_has_the_mean_of_its_phantoms_terms(physical, term):
 def test_autocast_is_ignored(physical, term):
     pred, truth = (x.float() for x in physical)
     plain, slope = term(pred, truth), gradient(term, pred, truth)
-    half = term(pred.bfloat16().float(), truth)
+    halves = pred.bfloat16(), truth.bfloat16()
+    half = term(*(x.float() for x in halves))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert term(pred, truth).equal(plain)
-        assert term(pred.bfloat16(), truth).equal(half)
+        assert term(*halves).equal(half)
     assert gradient(term, pred, truth, mixed=True).equal(slope)
     assert plain.dtype == torch.float32 and term(*physical).dtype == torch.float64
 

@@ -147,7 +147,10 @@ def test_standardised_and_back_is_the_identity():
 def test_network_sees_and_answers_through_its_standard(name):
     x = phantoms.rasterise(phantoms.sample("default", 2, 0), 16)
     mean, sd = (t.view(1, 2, 1, 1, 1) for t in (MEAN, SD))
-    physical, standard = network(name, 16).eval(), build(Model(name=name, width=4, code=32), 16, 0, torch.zeros(2), torch.ones(2)).eval()
+    physical, standard = (
+        network(name, 16).eval(),
+        build(Model(name=name, width=4, code=32), 16, 0, torch.zeros(2), torch.ones(2)).eval(),
+    )
     with torch.no_grad():
         torch.testing.assert_close(physical.encode(x), standard.encode((x - mean) / sd))
         if name == "legacy":

@@ -64,7 +64,7 @@ def test_average_is_what_is_judged(tmp_path, monkeypatch):
     model.load_state_dict(found)
     model = model.to(memory_format=torch.channels_last_3d)
     volumes, tissue = data.volumes("validation").half(), data.tissue("validation")
-    row = trainer.validate(model, volumes, tissue, losses.loss("rmse"), torch.float32)
+    row = trainer.validate(model, volumes, tissue, losses.Criterion(config.Loss(), model.standard), torch.float32)
     assert row == {key: history.epochs[key].iloc[-1] for key in row}
     judged = evaluation.judge(model.eval(), data).assign(checkpoint="last")
     assert judged.equals(history.metrics[history.metrics.checkpoint == "last"])

@@ -31,6 +31,16 @@ def tiny(arm="stage1-onecycle", precision="fp32", epochs=EPOCHS, seed=0, **chang
 
 
 RUNS = {"plateau, fp32": tiny("stage1-adam"), "one cycle, bf16": tiny("stage1-onecycle", "bf16")}
+EVERYTHING = {
+    "loss": config.Loss(
+        ssim=0.3, perceptual=0.1, gradient=0.2, channels=(2, 1), features=config.Features(source="random")
+    ),
+    "augment": config.Augmentation(),
+    "model": config.Model(
+        name="hybrid", width=2, code=8, depth=2, dropout=0.2, attention=config.Attention(kind="cbam"),
+        links=config.Links(kind="dense"),
+    ),
+}  # fmt: skip
 FREE = {"optim__name": "schedule-free", "optim__schedule": "constant"}
 # what else a checkpoint must hold: the average, the second sequence of weights, momentum matrices, the loss scale
 MORE = {
@@ -38,6 +48,7 @@ MORE = {
     "schedule-free": tiny(**FREE),
     "muon": tiny(optim__name="muon"),
     "fp16": tiny("stage1-onecycle", "fp16", epochs=3, training__scaler=(2.0**26, 2.0, 2)),
+    "everything": tiny(epochs=3, **EVERYTHING),
     "automatic": tiny(epochs=3, training__micro="auto", training__memory=1e-4, training__checkpointing=True),
 }
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..config import Augmentation, ConfigError
 from ..metrics import RANGES
+from .bodies import Bodies
 from .phantoms import CUBE
 
 STREAM = 6  # of random numbers; phantoms have 1, splits 2, the order of training 3, probes 4, detector noise 5
@@ -114,12 +115,14 @@ def warp(volumes: Tensor, field: Tensor, mode: str) -> Tensor:
     return x.to(volumes.dtype) if mode == "nearest" else x
 
 
-def apply(deformation: Deformation, volumes: Tensor) -> tuple[Tensor, Tensor]:
+def apply(deformation: Deformation, volumes: Tensor, bodies: Bodies | None = None) -> tuple[Tensor, Tensor]:
     """What the network sees and what it should answer, both (B, 2, D, H, W) fp32, mm^-1, on the volumes' device.
 
     The truth is the deformed clean volume, bit for bit the given one where nothing moves; what is seen has noise of sd
-    `noise` x RANGES on top, in air too, and is the truth where there is none. The same device gives the same bits.
-    Raises ValueError for volumes that are not cubes of two channels, one a sample.
+    `noise` x RANGES on top, in air too, and is the truth where there is none. With the phantoms' `bodies` the deformed
+    volume is rasterised anew, as sharp as the given one (but for the ramp of volume fractions, which an elastic map
+    stretches); without, it is interpolated, which blurs it. The same device gives the same bits. Raises ValueError for
+    volumes that are not cubes of two channels, one a sample.
     """
     grid = volumes.shape[-1]
     if volumes.shape != (len(deformation), len(RANGES), grid, grid, grid):
@@ -127,7 +130,11 @@ def apply(deformation: Deformation, volumes: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"augment: volumes {tuple(volumes.shape)}; accepted: {wanted}, one a deformation")
     truth = volumes.float()
     if (moved := deformation.moved()).any():
-        warped = warp(truth, field(deformation, grid, volumes.device), "bilinear")
+        places = field(deformation, grid, volumes.device)
+        if bodies is None:
+            warped = warp(truth, places, "bilinear")
+        else:
+            warped = bodies.at(places.flip(-1) * (CUBE / 2), CUBE / grid)
         truth = torch.where(torch.from_numpy(moved).to(volumes.device)[:, None, None, None, None], warped, truth)
     if not deformation.noise:
         return truth, truth

@@ -13,6 +13,7 @@ import torch
 
 from ..config import Data, root
 from . import checks, phantoms, store
+from .bodies import Bodies
 from .split import NAMES, QUALITY_EDGE, digest, split, strata
 
 
@@ -72,6 +73,10 @@ class Dataset:
         if self.ellipsoids is None:
             return torch.from_numpy(self.measurements(name, "volumes")["volumes"]).to(device, dtype)
         return phantoms.rasterise(self.part(name), self._named_grid(), device, dtype)
+
+    def bodies(self, name: str, device="cpu") -> Bodies | None:
+        """The ellipsoids of one part on a device; None where a file has volumes alone."""
+        return None if self.ellipsoids is None else Bodies.of(self.part(name), device)
 
     def mean(self, name: str) -> torch.Tensor:
         """Mean volume of one part, (2, D, H, W), mm^-1."""

@@ -1,0 +1,150 @@
+"""Arms of sections 4.4 and 4.5: each differs in what it declares, in both directions, and all share a test set."""
+
+import pytest
+
+from dotlib import arms, improvements
+from dotlib.arms import ARMS, STUDIES
+from dotlib.config import ONECYCLE, PROFILES, train_share
+from dotlib.improvements import ALTERNATIVES, IMPROVEMENTS, label
+from dotlib.recipes import ADAM, steps
+
+SIZES = ("smoke", "quick", "full")
+NEW = [name for name in STUDIES if name.startswith(("4.4", "4.5"))]
+# what each improvement may touch; epochs follow from the phantoms and the batch, at as many samples
+FIELDS = {
+    "optimiser": {"optim.name", "optim.betas"},
+    "schedule": {"optim.schedule", "optim.lr"},
+    "decay schedule": {"optim.weight_decay", "optim.final_decay"},
+    "duration": {"training.epochs"},
+    "batch": {"training.batch", "training.micro", "training.epochs"},
+    "data size": {"data.train", "training.epochs"},
+    "tumour size": {"data.family"},
+    "attention": {"model.attention"},
+    "depth": {"model.depth"},
+    "dropout": {"model.dropout"},
+    "multi-scale loss": {"loss.ssim", "loss.perceptual", "loss.features"},
+    "channel weight": {"loss.channels"},
+    "augmentation": {"augment"},
+    "dense links": {"model.links"},
+    "hybrid ViT": {"model.name"},
+    "EMA": {"training.ema"},
+    "progressive": {"optim.schedule", "optim.lr"},
+    "SSIM loss": {"loss.rmse", "loss.ssim", "loss.perceptual", "loss.features"},
+    "gradient loss": {"loss.gradient", "loss.ssim", "loss.perceptual", "loss.features"},
+    "random features": {"loss.ssim", "loss.perceptual", "loss.features"},
+    "fused links": {"model.links"},
+    "identity gate": {"model.attention"},
+}
+WHOLE = {"model.attention", "model.links", "augment", "loss.features", "test"}  # compared as one value
+# two arms that train with other phantoms, or other numbers of them, may need `test` to name the common set; an average
+# over the last tenth of the steps follows their number
+FOLLOWS = {"test", "training.ema"}
+
+
+def leaves(config):
+    """Fields by dotted name, down to those of `WHOLE`."""
+    found = {}
+
+    def visit(tree, prefix):
+        for key, value in tree.items():
+            path = f"{prefix}{key}"
+            if isinstance(value, dict) and path not in WHOLE:
+                visit(value, f"{path}.")
+            else:
+                found[path] = value
+
+    visit(config.model_dump(), "")
+    return found
+
+
+def differing(a, b):
+    a, b = leaves(a), leaves(b)
+    return {path for path in {**a, **b} if a.get(path) != b.get(path)}
+
+
+def judged_on(config):
+    """What tells a configuration's test phantoms apart: its description without the number trained with."""
+    return (config.test or config.data).model_copy(update={"train": None})
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", NEW)
+def test_arms_of_a_study_share_the_bases_test_set(name, size):
+    assert {judged_on(arms.arm(arm, size)) for arm in STUDIES[name].arms} == {PROFILES[size].base.data}
+
+
+def test_every_improvement_is_studied_in_both_directions():
+    assert set(FIELDS) == set(IMPROVEMENTS) and len(IMPROVEMENTS) == 22
+    added, left = set(STUDIES["4.5-add-one-in"].arms), set(STUDIES["4.5-leave-one-out"].arms)
+    assert added == {"baseline", *(f"add-{label(name)}" for name in IMPROVEMENTS)}
+    ways = {name: "swap" if name in ALTERNATIVES else "leave" for name in IMPROVEMENTS}
+    assert left == {"full", *(f"{way}-{label(name)}" for name, way in ways.items())}
+
+
+@pytest.mark.parametrize("size", ["quick", "full"])
+@pytest.mark.parametrize("name", IMPROVEMENTS)
+def test_improvement_changes_its_own_fields_alone(name, size):
+    way = "swap" if name in ALTERNATIVES else "leave"
+    for reference, other in (("baseline", f"add-{label(name)}"), ("full", f"{way}-{label(name)}")):
+        found = differing(arms.arm(reference, size), arms.arm(other, size))
+        assert found and found - FOLLOWS <= FIELDS[name], (reference, found)
+
+
+@pytest.mark.parametrize("size", ["quick", "full"])
+def test_improvements_are_compared_at_as_many_samples(size):
+    """But for the duration, which is half; whole epochs leave 2 % at most."""
+    base = PROFILES[size].base
+    whole = steps(base) * base.training.batch
+    for name in (*STUDIES["4.5-add-one-in"].arms, *STUDIES["4.5-leave-one-out"].arms, *STUDIES["4.5-data"].arms):
+        config = arms.arm(name, size)
+        half = name == "leave-duration" or ((name == "baseline" or name[:4] == "add-") and name != "add-duration")
+        seen = steps(config) * config.training.batch
+        assert seen == pytest.approx(whole / 2 if half else whole, rel=0.02), name
+
+
+def test_full_recipe_has_what_each_improvement_says():
+    full, base = arms.arm("full", "quick"), PROFILES["quick"].base
+    assert (full.optim.name, full.optim.lr, full.optim.betas) == ("adamw", 3e-3, (0.9, 0.95))
+    assert (full.optim.weight_decay, full.optim.final_decay) == (5e-4, 1e-5)
+    assert (full.training.batch, full.training.micro) == (2 * base.training.batch, base.training.batch)
+    assert (full.loss.rmse, full.loss.ssim, full.loss.perceptual, full.loss.channels) == (1.0, 0.3, 0.1, (2.0, 1.0))
+    assert full.loss.features.source == "trained" and full.loss.features.seed == improvements.TEACHER
+    assert (full.model.name, full.model.depth, full.model.dropout) == ("hybrid", 2, 0.1)
+    assert full.data == base.data and full.test is None
+    ssim = arms.arm("swap-ssim-loss", "quick").loss
+    assert (ssim.rmse, ssim.ssim, ssim.perceptual) == (0.7, 0.3, 0.0)
+
+
+def test_baseline_is_the_earlier_recipe_on_our_network():
+    found, base = arms.arm("baseline", "full"), PROFILES["full"].base
+    assert found.optim == ADAM and found.model == base.model and found.loss == base.loss and found.augment is None
+    assert (found.data.family, found.data.train) == ("small", 1408)  # 40 % of 3,500 in whole double batches of 64
+    assert steps(found) == pytest.approx(steps(base) / 2, rel=0.01)
+
+
+def test_roadmap_is_cumulative():
+    for network in ("legacy", "stage1"):
+        rows = [arms.arm(f"{network}-phase{n}", "quick") for n in range(4)]
+        assert {row.model.name for row in rows} == {network}
+        assert rows[0].optim == ADAM and all(row.optim == ONECYCLE for row in rows[1:])
+        assert differing(rows[1], rows[2]) == {"model.attention"}
+        assert differing(rows[2], rows[3]) == FIELDS["multi-scale loss"]
+        assert (rows[0].data.family, rows[0].data.train, rows[1].data.train) == ("small", 96, None)
+        assert steps(rows[0]) == pytest.approx(steps(rows[1]), rel=0.01)
+
+
+def test_learning_curve_doubles_the_phantoms_of_one_draw():
+    found = [arms.arm(f"phantoms-{n}", "quick") for n in improvements.SIZES_OF_DATA]
+    assert [train_share(c.data) for c in found] == [256, 512, 1024, 2048, 4096]
+    assert {steps(c) for c in found} == {512}
+    assert len({c.data.model_copy(update={"train": None}) for c in found[1:]}) == 1
+    assert found[0] == arms.arm("stage1-onecycle", "quick")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_gates_are_behind_stages_that_the_network_has(size):
+    from dotlib.evaluation import network
+
+    for name in improvements.ATTENTION:
+        assert network(arms.arm(name, size)).network.added
+    assert ARMS["sigmoid-3"].source.endswith("3 deepest stages")

@@ -1,0 +1,144 @@
+"""What a perceptual term looks through: frozen, no part of the run, the same for every seed."""
+
+import pytest
+import torch
+from tiny import Inline, assert_same_weights, tiny, weights
+
+from dotlib import checkpoint, config, evaluation, perceptual, study, trainer
+from dotlib.config import ConfigError, Features, Loss
+from dotlib.data import dataset
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TRAINED = Loss(perceptual=0.5, features=Features(epochs=2, batch=8))
+RANDOM = Loss(perceptual=0.5, features=Features(source="random"))
+
+
+def standard_of(c):
+    return evaluation.network(c, *dataset.standard(dataset.load(c.data).volumes("train"))).standard
+
+
+def looked(c, teacher=None, on="cpu", dtype=torch.float32):
+    return perceptual.features(c, standard_of(c), teacher, on, dtype)
+
+
+def test_teacher_is_the_same_run_whatever_arm_and_seed_it_serves():
+    plain = perceptual.teacher_config(tiny(loss=TRAINED))
+    for changes in (
+        {"seed": 7},
+        {"augment": config.Augmentation()},
+        {"model__dropout": 0.1},
+        {"model__name": "legacy"},
+        {"optim__lr": 1e-5},
+        {"training__ema": 0.9},
+        {"test": config.Data(phantoms=24, grid=16, seed=8)},
+    ):
+        assert perceptual.teacher_config(tiny(loss=TRAINED, **changes)) == plain
+    assert (plain.seed, plain.loss, plain.model.name, plain.training.epochs) == (2000, Loss(), "stage1", 2)
+    assert plain.data == tiny().data  # trained on the run's own training split
+    assert perceptual.teacher_config(tiny(loss=TRAINED, data__seed=3)) != plain
+    assert perceptual.teacher_config(tiny()) is perceptual.teacher_config(tiny(loss=RANDOM)) is None
+
+
+def test_features_are_the_frozen_networks_stages():
+    c = tiny(loss=RANDOM)
+    volumes = dataset.load(c.data).volumes("validation")
+    network = evaluation.network(config.replace(c, {"loss": Loss(), "seed": 2000}), *buffers(c)).eval()
+    expected = list(network.features(volumes).values())
+    found = looked(c)(volumes)
+    assert len(found) == len(expected) == 2
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+
+
+def buffers(c):
+    return dataset.standard(dataset.load(c.data).volumes("train"))
+
+
+def test_no_gradient_reaches_the_features_but_one_passes_through_them():
+    c = tiny(loss=TRAINED)
+    teacher = evaluation.network(perceptual.teacher_config(c), *buffers(c))
+    x = dataset.load(c.data).volumes("validation").requires_grad_()
+    sum(f.sum() for f in looked(c, teacher)(x)).backward()
+    assert x.grad.abs().sum() > 0
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters()) and not teacher.training
+
+
+def test_features_do_not_drift_while_a_run_trains(tmp_path):
+    """Neither weights nor running statistics."""
+    c = tiny(loss=TRAINED)
+    teacher = evaluation.network(perceptual.teacher_config(c), *buffers(c))
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    trainer.fit(c, tmp_path, teacher=teacher)
+    assert_same_weights(teacher.state_dict(), before)
+    assert not any("teacher" in name for name in checkpoint.load(tmp_path / "last.pt", c.digest())["model"])
+
+
+def test_trained_features_need_their_network(tmp_path):
+    with pytest.raises(ConfigError, match="'trained': their network must be given; a study trains it"):
+        trainer.fit(tiny(loss=TRAINED), tmp_path)
+
+
+def test_study_trains_the_features_once_for_all_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
+    fitted, fit = [], trainer.fit
+
+    def fit_and_note(c, *arguments, **options):
+        fitted.append((c.seed, options.get("teacher")))
+        return fit(c, *arguments, **options)
+
+    monkeypatch.setattr(trainer, "fit", fit_and_note)
+    wanted = {
+        ("a", seed): study.Run(config=tiny(loss=TRAINED, seed=seed, epochs=1), data="x+y", infra={"folder": tmp_path})
+        for seed in range(2)
+    }
+    study.compute(wanted)
+    assert [seed for seed, _ in fitted] == [2000, 0, 1] and fitted[0][1] is None
+    teacher = wanted["a", 0].teacher()
+    assert teacher.data == "x" and teacher.infra.status() == "completed"
+    for _, given in fitted[1:]:
+        assert_same_weights(given.state_dict(), weights(teacher.config, teacher.folder()))
+
+
+def test_arms_of_other_phantoms_have_features_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
+    a, b = (tiny(loss=TRAINED, epochs=1, data__seed=n) for n in (0, 1))
+    wanted = {(str(n), 0): study.Run(config=c, data=f"d{n}", infra={"folder": tmp_path}) for n, c in enumerate((a, b))}
+    study.compute(wanted)
+    teachers = [run.teacher() for run in wanted.values()]
+    assert teachers[0].folder() != teachers[1].folder()
+    assert {run.infra.status() for run in teachers} == {"completed"}
+
+
+def test_users_program_is_looked_through(tmp_path):
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv3d(2, 3, 2, 2)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return y, y.mean((2, 3, 4))
+
+    own, x = Twice(), torch.rand(4, 2, 16, 16, 16)
+    torch.export.save(torch.export.export(own, (x,)), tmp_path / "own.pt2")
+    c = tiny(loss=Loss(perceptual=0.5, features=Features(source=str(tmp_path / "own.pt2"))))
+    found = looked(c)(x)
+    assert len(found) == 2 and all(torch.allclose(a, b) for a, b in zip(found, own(x), strict=True))
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_path_without_a_program_is_one_line(tmp_path, made):
+    path = tmp_path / "own.pt2"
+    if made:
+        path.write_bytes(b"no program")
+    with pytest.raises(ConfigError) as error:
+        looked(tiny(loss=Loss(perceptual=0.5, features=Features(source=str(path)))))
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_run_of_another_program_is_another_run(tmp_path):
+    path, seen = tmp_path / "own.pt2", set()
+    c = tiny(loss=Loss(perceptual=0.5, features=Features(source=str(path))))
+    for content in (b"a", b"b"):
+        path.write_bytes(content)
+        seen.add(study.data_of(c, dataset.key))
+    assert len(seen) == 2
