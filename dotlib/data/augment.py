@@ -78,13 +78,13 @@ def field(deformation: Deformation, grid: int, device: torch.device | str = "cpu
     """
     back = Rotation.from_euler("xyz", deformation.rotation).as_matrix().mT[:, ::-1] / (CUBE / 2)  # rows for W, H, D
     u = (back @ deformation.displacement.reshape(len(deformation), 3, -1)).reshape(deformation.displacement.shape)
-    u = torch.tensor(u, dtype=torch.float32, device=device)
-    points, weights = (torch.from_numpy(x).to(device) for x in _spline(grid, u.shape[-1]))
+    u = _placed(u.astype(np.float32), device)
+    points, weights = (_placed(x, device) for x in _spline(grid, u.shape[-1]))
     for axis in (4, 3, 2):  # sums of slices, not products of matrices: these depend on the size of the batch
         shape = [1] * axis + [grid] + [1] * (4 - axis)
         u = sum(u.index_select(axis, k) * w.view(shape) for k, w in zip(points, weights, strict=True))
     centres = (np.arange(grid) + 0.5) / grid * CUBE - CUBE / 2
-    x, y, z = torch.tensor(back[..., None] * centres, dtype=torch.float32, device=device).unbind(2)
+    x, y, z = _placed((back[..., None] * centres).astype(np.float32), device).unbind(2)
     return (x[:, :, :, None, None] + y[:, :, None, :, None] + z[:, :, None, None, :] + u).movedim(1, -1)
 
 
@@ -135,13 +135,19 @@ def apply(deformation: Deformation, volumes: Tensor, bodies: Bodies | None = Non
             warped = warp(truth, places, "bilinear")
         else:
             warped = bodies.at(places.flip(-1) * (CUBE / 2), CUBE / grid)
-        truth = torch.where(torch.from_numpy(moved).to(volumes.device)[:, None, None, None, None], warped, truth)
+        truth = torch.where(_placed(moved, volumes.device)[:, None, None, None, None], warped, truth)
     if not deformation.noise:
         return truth, truth
     generators = (torch.Generator(truth.device).manual_seed(seed) for seed in deformation.noise_seeds)
     noise = torch.stack([torch.randn(truth.shape[1:], generator=g, device=truth.device) for g in generators])
-    sd = deformation.noise * torch.tensor(RANGES, device=truth.device)[:, None, None, None]
+    sd = _placed(deformation.noise * np.float32(RANGES), truth.device)[:, None, None, None]
     return truth + sd * noise, truth
+
+
+def _placed(values: np.ndarray, device: torch.device | str) -> Tensor:
+    """On the device; from pinned memory, so that the host does not wait for a GPU."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor if torch.device(device).type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def require_rigid(config: Augmentation) -> None:

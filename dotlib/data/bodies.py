@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,31 +12,35 @@ from torch import Tensor
 from .phantoms import AXES, CENTRE, EXPONENT, MUA, MUSP, QUATERNION
 
 
-class Bodies(NamedTuple):
-    """Ellipsoid tables (P, 6, 13) as tensors; unused rows are unit balls without volume fractions.
+@dataclass(frozen=True)
+class Bodies:
+    """Ellipsoid tables (P, 6, 13) as tensors; K rows, those that some phantom uses, others being balls of no fraction.
 
-    centre (P, 6, 3) mm; inverse (P, 6, 3, 3): from mm to the body's unit ball; axes (P, 6, 3) mm; exponent (P, 6);
-    values (P, 6, 2) mm^-1; used (P, 6) bool.
+    centre (P, K, 3) mm; inverse (P, K, 3, 3): from mm to the body's unit ball; axes (P, K, 3) mm; exponent (P, K), or
+    None where all are 2; values (P, K, 2) mm^-1; used (P, K) bool.
     """
 
     centre: Tensor
     inverse: Tensor
     axes: Tensor
-    exponent: Tensor
+    exponent: Tensor | None
     values: Tensor
     used: Tensor
 
     @classmethod
     def of(cls, ellipsoids: np.ndarray, device: torch.device | str = "cpu") -> Bodies:
+        ellipsoids = ellipsoids[:, np.isfinite(ellipsoids[..., MUA]).any(0)]
         used = np.isfinite(ellipsoids[..., MUA])
         rows = np.where(used[..., None], ellipsoids, np.array([0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 2, 0, 0])).astype(float)
         turned = Rotation.from_quat(rows[..., QUATERNION].reshape(-1, 4)).as_matrix().reshape(*used.shape, 3, 3)
         inverse = turned.swapaxes(-1, -2) / rows[..., AXES, None]
-        parts = (rows[..., CENTRE], inverse, rows[..., AXES], rows[..., EXPONENT], rows[..., MUA : MUSP + 1])
-        return cls(*(torch.tensor(x, dtype=torch.float32, device=device) for x in parts), torch.tensor(used).to(device))
+        exponent = rows[..., EXPONENT] if (rows[..., EXPONENT] != 2).any() else None
+        parts = (rows[..., CENTRE], inverse, rows[..., AXES], exponent, rows[..., MUA : MUSP + 1])
+        tensors = (None if x is None else torch.tensor(x, dtype=torch.float32, device=device) for x in parts)
+        return cls(*tensors, torch.tensor(used, device=device))
 
-    def __getitem__(self, chosen) -> Bodies:
-        return Bodies(*(part[chosen] for part in tuple(self)))
+    def __getitem__(self, chosen: Tensor | slice) -> Bodies:
+        return Bodies(*(part if part is None else part[chosen] for part in vars(self).values()))
 
     def at(self, points: Tensor, voxel: float) -> Tensor:
         """(mua, musp) of each phantom at its points (P, ..., 3), mm: (P, 2, ...), fp32, mm^-1.
@@ -44,32 +48,24 @@ class Bodies(NamedTuple):
         Anti-aliased as `phantoms.rasterise` is: the ramp of the volume fractions is `voxel` mm wide.
         """
         shape, points = points.shape[1:-1], points.flatten(1, -2).mT
-        centre, inverse, axes, exponent, values, used = self
-        out, air = None, None
-        for k in range(used.shape[1]):
-            if not used[:, k].any():
-                continue
-            fraction = _fraction(points, centre[:, k], inverse[:, k], axes[:, k], exponent[:, k], voxel)
-            fraction = torch.where(used[:, k, None], fraction, 0)[:, None]
-            value = values[:, k, :, None]
-            if out is None:
-                out, air = value.repeat(1, 1, points.shape[2]), fraction
-            else:
-                out = out.lerp_(value, fraction)
-        return (out * air).unflatten(2, shape)
+        out = self.values[:, 0, :, None].repeat(1, 1, points.shape[2])
+        for k in range(1, self.used.shape[1]):
+            out.lerp_(self.values[:, k, :, None], self._fraction(k, points, voxel))
+        return out.mul_(self._fraction(0, points, voxel)).unflatten(2, shape)
 
-
-def _fraction(points: Tensor, centre: Tensor, inverse: Tensor, axes: Tensor, exponent: Tensor, voxel: float) -> Tensor:
-    """Volume fractions (P, N): with f = |x/a|_e, 1/2 - (f^3 - 1) / (3 |grad f| voxel), within 0 and 1."""
-    u = torch.baddbmm(-inverse @ centre[:, :, None], inverse, points).unbind(1)
-    flat = axes.square().reciprocal()[:, :, None].unbind(1)
-    if (exponent == 2).all():
-        squares = [x.square() for x in u]
-        norm = sum(squares).clamp_min_(1e-12).sqrt_()
-        slope = sum(x * w for x, w in zip(squares, flat, strict=True)).sqrt_().div_(norm)
-    else:
-        e, sizes = exponent[:, None], [x.abs() for x in u]
-        norm = sum(x.pow(e) for x in sizes).clamp_min_(1e-12).pow(1 / e)
-        slope = sum(x.pow(2 * e - 2) * w for x, w in zip(sizes, flat, strict=True)).sqrt_().mul_(norm.pow(1 - e))
-    excess = (norm * norm).mul_(norm).sub_(1)
-    return excess.div_(slope.mul_(-3 * voxel)).add_(0.5).clamp_(0, 1).nan_to_num_(1.0)
+    def _fraction(self, k: int, points: Tensor, voxel: float) -> Tensor:
+        """Volume fractions (P, 1, N) of row k: with f = |x/a|, 1/2 - (f^3 - 1) / (3 |grad f| voxel), within 0 and 1."""
+        inverse = self.inverse[:, k]
+        u = torch.baddbmm(-inverse @ self.centre[:, k, :, None], inverse, points).unbind(1)
+        flat = self.axes[:, k].square().reciprocal()[:, :, None].unbind(1)
+        if self.exponent is None:
+            squares = [x.square() for x in u]
+            norm = sum(squares).clamp_min_(1e-12).sqrt_()
+            slope = sum(x * w for x, w in zip(squares, flat, strict=True)).sqrt_().div_(norm)
+        else:
+            e, sizes = self.exponent[:, k, None], [x.abs() for x in u]
+            norm = sum(x.pow(e) for x in sizes).clamp_min_(1e-12).pow(1 / e)
+            slope = sum(x.pow(2 * e - 2) * w for x, w in zip(sizes, flat, strict=True)).sqrt_().mul_(norm.pow(1 - e))
+        excess = (norm * norm).mul_(norm).sub_(1)
+        inside = excess.div_(slope.mul_(-3 * voxel)).add_(0.5).clamp_(0, 1).nan_to_num_(1.0)
+        return torch.where(self.used[:, k, None], inside, 0)[:, None]
