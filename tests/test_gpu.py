@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from scene import FREQUENCY, phantom
+from tiny import EVERYTHING
 
 from dotlib import arms, config, losses, optim, trainer
-from dotlib.data import phantoms, recording
+from dotlib.data import augment, phantoms, recording
+from dotlib.data.bodies import Bodies
 from dotlib.data.surface import Surface
 from dotlib.physics import diffusion, jacobian
 
@@ -28,6 +30,7 @@ KINDS = {
     "micro": changed(micro=4),
     "checkpointing": changed(checkpointing=True),
     "fp16": changed(precision="fp16"),
+    "everything": config.replace(RUN, EVERYTHING),
 }
 
 
@@ -36,6 +39,17 @@ def test_rasterised_volume_and_labels_do_not_depend_on_the_device():
     there = phantoms.rasterise(tables, 64, "cuda").cpu()
     torch.testing.assert_close(there, phantoms.rasterise(tables, 64), atol=2e-4, rtol=0)
     assert (phantoms.labels(tables, 64, "cuda").cpu() != phantoms.labels(tables, 64)).float().mean() < 1e-4
+
+
+@pytest.mark.parametrize("sharp", [True, False])
+def test_deformed_volumes_do_not_depend_on_the_device(sharp):
+    tables = phantoms.sample("default", 4, 0)
+    deformation = augment.sample(config.Augmentation(noise=0), 4, (0, 0))
+    found = [
+        augment.apply(deformation, phantoms.rasterise(tables, 32, on), Bodies.of(tables, on) if sharp else None)[0]
+        for on in ("cpu", "cuda")
+    ]
+    torch.testing.assert_close(found[1].cpu(), found[0], atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("precise", "tolerance"), [(False, 1e-4), (True, 1e-8)])
