@@ -14,12 +14,13 @@ from torch.utils.checkpoint import checkpoint
 class Conv3d(nn.Conv3d):
     """A convolution that is also right in bf16 on a CPU.
 
-    The bf16 weight gradient of oneDNN reads uninitialised memory where a padded kernel meets a volume of 2^3 voxels in
-    channels-last (torch 2.13, AVX512-BF16: NaN in some weights after a few steps); such volumes are convolved in fp32.
+    The bf16 weight gradient of oneDNN reads uninitialised memory where a padded kernel is larger than the volume, in
+    channels-last (torch 2.13, AVX512-BF16: NaN in some weights after a few steps; 3^3 on 2^3 voxels, 7^3 on 4^3); such
+    volumes are convolved in fp32.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.is_cuda or x.shape[-1] > 2:
+        if x.is_cuda or x.shape[-1] >= max(3, self.kernel_size[0]):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.float())
