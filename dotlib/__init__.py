@@ -2,14 +2,14 @@
 
 The floors; imports point down only, and between modules of one floor only where `tests/test_project.py` lists them:
 
-0. `config`, `metrics`, `stats`, `stats_crossed`, `convergence`, `physics.green`, `provenance`, `workers`: definitions.
-1. `physics`, `data.phantoms`, `data.surface`, `data.probe`, `arms`, `losses`, `models`, `optim`: the parts. `physics`
-   knows no anatomy and `phantoms` no light.
+0. `config`, `metrics`, `stats*`, `convergence`, `power_law`, `physics.green`, `provenance`, `workers`: definitions.
+1. `physics`, `data.phantoms`, `data.surface`, `data.probe`, `arms`, `improvements`, `recipes`, `losses`, `models`,
+   `optim`: the parts. `physics` knows no anatomy and `phantoms` no light.
 2. the rest of `data`: a configuration's phantoms, readings, split and volumes; light and anatomy meet in `recording`.
-3. `checkpoint`, `evaluation`, `journal`, `machine`, `memory`, `monitor`, `tracking`, `trainer`: one run; `records`:
-   the committed results of many.
-4. `study`, `results`, `trivial`, `comparison`: many runs and what they are compared with; `sections`: what one section
-   of the thesis computes.
+3. `checkpoint`, `evaluation`, `journal`, `machine`, `memory`, `monitor`, `perceptual`, `tracking`, `trainer`: one
+   run; `records`: the committed results of many.
+4. `study`, `outcomes`, `results`, `trivial`, `comparison`: many runs and what they are compared with; `judgement`,
+   `judged_*`: what they make of other phantoms; `sections`: what one section of the thesis computes.
 5. `plots`, `report`, `chapter`, `bench*`, `workbook`, `__main__`: what a person sees.
 """
 

@@ -1,4 +1,4 @@
-"""The command line: `dotlib simulate | check | study | status | workbook | bench`, the same as `python -m dotlib`."""
+"""The command line, `dotlib` or `python -m dotlib`: simulate | check | study | status | judge | workbook | bench."""
 
 import argparse
 import sys
@@ -61,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         "--on", choices=("here",), default="here", help="where the runs are computed"
     )
     commands.choices["study"].add_argument("--record", action="store_true", help="write its tables to results/")
+    command = add("judge", _judge, "Judge the roadmap's finished runs on other phantoms.", "--profile quick --record")
+    command.add_argument("--record", action="store_true", help="write the judgements to results/")
     command = add("workbook", _workbook, "Run all notebooks and write the HTML book.", "--profile smoke -p seeds 2")
     command.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                          help="a notebook's parameter, as papermill takes it")  # fmt: skip
@@ -144,6 +146,23 @@ def _status(arguments: argparse.Namespace) -> None:
     from . import study
 
     print(study.status(wanted).to_string(index=False, float_format="%.1f", na_rep="-"))
+
+
+def _judge(arguments: argparse.Namespace) -> None:
+    profile(arguments.profile)
+    from . import judged_records, judgement
+
+    home = root()
+    wanted = judgement.members(arguments.profile, home / "runs")
+    finished = judgement.completed(wanted)
+    for arm, seed in [key for key in wanted if key not in finished]:
+        print(f"missing: {arm}, seed {seed}")
+    found = judgement.judged(finished, arguments.profile, home / "runs")
+    print(f"{len(finished)} of {len(wanted)} runs judged, on {found.table['set'].nunique() - 1} sets of phantoms")
+    if arguments.record:
+        folder = home / "results" / judgement.NAME
+        judged_records.save(found, folder)
+        print(f"recorded in {folder}")
 
 
 def _workbook(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,210 @@
+"""Finished runs judged beyond their own test set: on other families, in other voxels, through noise.
+
+What is computed is kept, in each run's folder; the table of a profile's runs can be committed to results/.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from . import checkpoint, evaluation, improvements, machine, study, trivial
+from . import config as configuration
+from .config import ConfigError, Data
+from .data import dataset, phantoms
+from .judged_records import COLUMNS, Judged, load
+from .judged_scores import TRAINING, scores, summary, training
+from .judged_sets import Phantoms, sets
+from .trainer import History
+
+VERSION = "1"  # raised by hand whenever the same weights and phantoms would give other numbers
+NAME, STUDIES = "4.5-judged", ("4.5-roadmap", "4.5-data")
+# results/PLAN.md: the roadmap's arms on two families, one arm a training family on all of them
+EVERYWHERE = ("stage1-onecycle", *improvements.FAMILIES)
+TWO = ("default", "small")
+ERRORS = ("nrmse", "rmse", "legacy_rmse", "nrmse_p50", "nrmse_p95")  # of which a run that diverged has the worst
+
+Key = tuple[str, int]  # arm, seed
+Predictor = Callable[[Tensor, np.ndarray], Tensor]  # of (what is seen, tables) -> predicted volumes, mm^-1
+
+
+def judge(
+    predictors: Mapping[Hashable, Predictor], on: Phantoms, device: str = "cpu", report: Callable = lambda n: None
+) -> dict[Hashable, pd.DataFrame]:
+    """Each predictor on one set: rows of metric, channel, value, n. `report` is told of phantoms that were judged."""
+    found: dict[Hashable, list] = {key: [] for key in predictors}
+    with torch.no_grad():
+        for part in on.parts(device):
+            twins = phantoms.without_inclusions(part.tables)
+            for key, predictor in predictors.items():
+                pred, twin = predictor(part.seen, part.tables), predictor(part.seen_twin, twins)
+                found[key].append({name: value.cpu() for name, value in scores(pred, twin, part).items()})
+                report(len(part.tables))
+    return {
+        key: summary({name: torch.cat([row[name] for row in rows]) for name in rows[0]}) for key, rows in found.items()
+    }
+
+
+def ellipsoid_mean(tables: np.ndarray) -> np.ndarray:
+    """The tables without inclusions, and with the same healthy values in all."""
+    out = phantoms.without_inclusions(tables)
+    out[:, 0, [phantoms.MUA, phantoms.MUSP]] = trivial.MEAN_TISSUE
+    return out
+
+
+def predictors(on: Phantoms, mean: Tensor, device: str) -> dict[str, Predictor]:
+    """The predictors of `trivial` for one set, ellipsoids in the set's own voxels; `mean`: the base's mean volume."""
+    zeros, average, same, own = trivial.PREDICTORS
+    mean = mean.to(device)
+    return {
+        zeros: lambda seen, tables: torch.zeros_like(seen),
+        average: lambda seen, tables: mean.expand_as(seen),
+        same: lambda seen, tables: on.volumes(ellipsoid_mean(tables), device),
+        own: lambda seen, tables: on.volumes(phantoms.without_inclusions(tables), device),
+    }
+
+
+def network(run: study.Run, device: str) -> Predictor:
+    """A finished run's network, by its last checkpoint, in the precision that it was trained in."""
+    model = evaluation.trained(run.config, Path(run.infra.uid_folder()), on=device)
+    dtype = machine.precision(run.config.training.precision, device)
+    return lambda seen, tables: evaluation.predict(model, seen, dtype)
+
+
+def weights_of(run: study.Run) -> str:
+    """The digest at the end of a run's last checkpoint."""
+    with (Path(run.infra.uid_folder()) / "last.pt").open("rb") as file:
+        file.seek(-checkpoint.DIGEST, os.SEEK_END)
+        return file.read().decode(errors="replace")
+
+
+def kept(folder: Path, who: str, on: Phantoms) -> Path:
+    """The file of a judgement below `folder`; `who`: what tells weights, or the trivial predictors' mean, apart."""
+    name = hashlib.sha256(f"{VERSION} {on.digest} {who}".encode()).hexdigest()[:12]
+    return folder / "judged" / f"{on.name.replace(' ', '-').replace('%', 'percent')}-{name}.csv"
+
+
+def _read(path: Path) -> pd.DataFrame:
+    # numbers by way of text: parsers of CSV may lose their last bit
+    return pd.read_csv(path, dtype={"value": str}, keep_default_na=False).astype({"value": float})
+
+
+def _write(path: Path, found: pd.DataFrame) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write(path, found.to_csv(index=False, na_rep="nan").encode())
+
+
+def asked(arm: str, name: str) -> bool:
+    """Whether an arm is judged on a set: some arms on every one, the others on two (results/PLAN.md)."""
+    return arm in EVERYWHERE or name in TWO
+
+
+def table(finished: Mapping[Key, study.Run], base: Data, store: Path) -> pd.DataFrame:
+    """The judgements of finished runs and of the trivial predictors, in the columns of `Judged.table`.
+
+    What is not cached is computed, all runs on one set at a time. Raises StudyError for a run whose own test phantoms
+    are not those of `base`.
+    """
+    data, histories = dataset.load(base), {key: run.result() for key, run in finished.items()}
+    _require_same(histories, data.part_digest("test"))
+    every, whole = sets(base, data), [key for key in finished if not histories[key].failed]
+    trivials = {name: kept(store, f"trivial {data.digest}", on) for name, on in every.items()}
+    files = {}
+    for key in whole:
+        folder, who = Path(finished[key].infra.uid_folder()), weights_of(finished[key])
+        files |= {(key, name): kept(folder, who, on) for name, on in every.items() if asked(key[0], name)}
+    _compute(every, data, trivials, {path: (finished[key], name) for (key, name), path in files.items()})
+    frames = [_read(path).assign(seed=0, set=name) for name, path in trivials.items()]
+    frames += [_read(path).assign(arm=arm, seed=seed, set=name) for ((arm, seed), name), path in files.items()]
+    frames += [training(histories[key]).assign(arm=key[0], seed=key[1], set=TRAINING) for key in whole]
+    good = pd.concat(frames, ignore_index=True)[COLUMNS]
+    return pd.concat([good, *(_worst(good, *key) for key in finished if key not in whole)], ignore_index=True)
+
+
+def _compute(
+    every: Mapping[str, Phantoms], data: dataset.Dataset, trivials: Mapping[str, Path], runs: Mapping[Path, tuple]
+) -> None:
+    """Judge what has no file yet: `trivials` by set, and runs, (run, set) by file."""
+    device = machine.device()
+    lacking = {name: path for name, path in trivials.items() if not path.exists()}
+    wanted = {path: work for path, work in runs.items() if not path.exists()}
+    total = sum(len(every[name]) for name in [*lacking] * len(trivial.PREDICTORS) + [of for _, of in wanted.values()])
+    if not total:
+        return
+    machine.prepare(device, torch.float32)
+    mean = data.mean("train") if lacking else None
+    folders = {run.infra.uid_folder(): run for run, _ in wanted.values()}
+    networks = {folder: network(run, device) for folder, run in folders.items()}
+    with tqdm(total=total, desc="judged", unit="phantom", file=sys.stderr) as bar:
+        for name, on in every.items():
+            mine = {path: networks[run.infra.uid_folder()] for path, (run, of) in wanted.items() if of == name}
+            plain = predictors(on, mean, device) if name in lacking else {}
+            found = judge(mine | plain, on, device, bar.update) if mine or plain else {}
+            for path in mine:
+                _write(path, found[path])
+            if plain:
+                _write(lacking[name], pd.concat([found[arm].assign(arm=arm) for arm in plain]))
+
+
+def _require_same(histories: Mapping[Key, History], own: str) -> None:
+    for (arm, seed), history in histories.items():
+        theirs = history.info.get("test", own)
+        if theirs != own:
+            raise study.StudyError(f"{arm}, seed {seed}: judged on test phantoms {theirs}, the profile has {own}")
+
+
+def _worst(good: pd.DataFrame, arm: str, seed: int) -> pd.DataFrame:
+    """A run that diverged: of `ERRORS` the worst value among all runs on the same set, nothing else."""
+    runs = good[~good["arm"].isin(trivial.PREDICTORS) & (good["set"] != TRAINING)]
+    runs = runs[[asked(arm, name) for name in runs["set"]]]
+    worst = runs.groupby(["set", "metric", "channel"], as_index=False, sort=False)[["value", "n"]].max()
+    worst["value"] = worst["value"].where(worst["metric"].isin(ERRORS))
+    return worst.assign(arm=arm, seed=seed)[COLUMNS]
+
+
+def members(profile: str, store: Path) -> dict[Key, study.Run]:
+    """The runs that are judged, by (arm, seed)."""
+    return {key: run for name in STUDIES for key, run in study.members(name, profile, 0, store).items()}
+
+
+def completed(wanted: Mapping[Key, study.Run]) -> dict[Key, study.Run]:
+    """Those of the runs that came to an end, or diverged."""
+    return {key: run for key, run in wanted.items() if run.infra.status() == "completed"}
+
+
+def judged(finished: Mapping[Key, study.Run], profile: str, store: Path) -> Judged:
+    """The judgements of finished runs. Raises StudyError where there are none."""
+    if not finished:
+        raise study.StudyError(
+            f"no run of {', '.join(STUDIES)} is complete in profile {profile}; `dotlib study` does it"
+        )
+    rows = []
+    for (arm, seed), run in finished.items():
+        history = run.result()
+        row = {"arm": arm, "seed": seed, "failed": history.failed, "config": history.info["config_digest"]}
+        rows.append(row | {"code": history.info["code"], "test": history.info.get("test", "unknown")})
+    base = configuration.profile(profile).base.data
+    return Judged(table(finished, base, store), pd.DataFrame(rows), profile, "runs/")
+
+
+def evidence(profile: str, store: Path, folder: Path) -> Judged | None:
+    """The judged runs: from the run store where the studies are complete; else computed, full on a GPU; else from
+    `folder`; else None."""
+    try:
+        wanted = members(profile, store)
+    except ConfigError:
+        wanted = {}  # an arm does not fit this profile
+    if profile == "full" and torch.cuda.is_available():
+        for name in STUDIES:
+            study.results(name, profile, 0, store)
+    finished = completed(wanted)
+    if wanted and len(finished) == len(wanted):
+        return judged(finished, profile, store)
+    return load(folder / NAME) if (folder / NAME).is_dir() else None

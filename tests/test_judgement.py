@@ -1,0 +1,421 @@
+"""Judged runs: what a perfect, a blank and a cheating predictor score; sets against their definitions; the cache."""
+
+import dataclasses
+import functools
+import json
+from collections import Counter
+from pathlib import Path
+
+import histories
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from statsmodels.stats.proportion import proportion_confint
+from tiny import a_run, tiny
+
+from dotlib import __main__ as command
+from dotlib import arms as known
+from dotlib import config, improvements, judged_records, judged_scores, judged_sets, judgement, metrics, study, trivial
+from dotlib.data import dataset, phantoms, store
+from dotlib.records import ResultsError
+from dotlib.sections import measured
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+BASE = config.Data(phantoms=24, fractions=(4, 1, 1), grid=32)
+TINY = tiny().data
+KEYS = ("stage1-onecycle", 0), ("legacy-phase0", 1)
+CHANNELS = ("mua", "musp")
+
+
+@pytest.fixture(scope="module")
+def every():
+    return judged_sets.sets(BASE, dataset.load(BASE))
+
+
+def judged(predictor, on):
+    """One predictor on a set: value and n by (metric, channel)."""
+    return judgement.judge({0: predictor}, on)[0].set_index(["metric", "channel"]).sort_index()
+
+
+def identity(seen, tables):
+    return seen
+
+
+@pytest.fixture(scope="module")
+def perfect(every):
+    return judged(identity, every["default"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"),
+    dict.fromkeys(("nrmse", "nrmse_p95", "rmse", "background_noise", "bias", "abs_bias"), 0).items()
+    | dict.fromkeys(("ssim", "skill", "crc", "crc_inside"), 1).items(),
+)
+def test_identity_is_perfect(perfect, metric, value):
+    for channel in CHANNELS:
+        assert perfect.loc[(metric, channel), "value"] == pytest.approx(value, abs=1e-6)
+        assert perfect.loc[(metric, channel), "n"] > 0
+
+
+def test_identity_is_perfect_in_the_legacy_convention(perfect):
+    assert perfect.loc[("legacy_rmse", ""), "value"] == 0 and perfect.loc[("legacy_psnr", ""), "value"] == np.inf
+    assert perfect.loc[("legacy_ssim", ""), "value"] == pytest.approx(1)
+
+
+def test_identity_passes_the_clinical_criterion_on_every_inclusion(perfect, every):
+    """Those that the truth shows with a contrast; labels and contrasts are counted anew."""
+    tables = every["default"].tables
+    truth, labels = phantoms.rasterise(tables, 32), phantoms.labels(tables, 32)
+    regions = metrics.regions(labels, 2.0)
+    count = int((metrics.contrast(truth, regions)[..., 0].abs() >= 0.1).sum())
+    row = perfect.loc[("contrast_passed", "mua")]
+    assert row["value"] == row["n"] == count >= 4
+
+
+def test_wilson_interval_is_that_of_statsmodels():
+    for count, total in ((0, 12), (5, 12), (12, 12), (180, 195)):
+        found = measured.passed(pd.Series([count, count]), pd.Series([total, total]))
+        assert found[1:3] == pytest.approx(proportion_confint(count, total, method="wilson"))
+        assert found.estimate == pytest.approx(count / total)
+
+
+def test_tumours_that_are_painted_into_the_twin_do_not_pass(every):
+    """A predictor that shows each phantom's tumours whatever it sees has a perfect contrast, and passes nowhere."""
+    on = every["default"]
+    memory = on.volumes(on.tables)
+    found = judged(lambda seen, tables: memory, on)
+    assert found.loc[("crc", "mua"), "value"] == pytest.approx(1)
+    assert found.loc[("contrast_twin", "mua"), "value"] == found.loc[("contrast", "mua"), "value"] > 0.2
+    assert found.loc[("contrast_passed", "mua"), "value"] == 0 < found.loc[("contrast_passed", "mua"), "n"]
+
+
+def test_twin_is_the_phantom_without_its_tumours(every):
+    for name in ("default", "hard voxels", "input noise 1 %"):
+        (part,) = every[name].parts()
+        background = part.regions.background[:, None].expand_as(part.truth)
+        assert torch.equal(part.truth[background], part.reference[background])
+        assert torch.equal(part.seen[background], part.seen_twin[background])
+        inside = part.regions.inclusions.any(1)[:, None].expand_as(part.truth)
+        assert (part.reference[inside] < part.truth[inside]).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("name", ["default", "small"])
+def test_trivial_predictors_score_what_trivial_gives_them(every, name):
+    on, mean = every[name], dataset.load(BASE).mean("train")
+    scored = trivial.score(on.tables, 32, mean).groupby("predictor")
+    for predictor, volumes in judgement.predictors(on, mean, "cpu").items():
+        found, expected = judged(volumes, on)["value"], scored.get_group(predictor)
+        for metric in ("nrmse", "ssim", "background_noise"):
+            for channel in CHANNELS:
+                assert found[metric, channel] == pytest.approx(
+                    expected[f"{metric}_{channel}"].mean(), rel=1e-5, abs=1e-7
+                )
+        for channel, column in (("", "legacy_rmse"), ("mua", "legacy_mua_rmse"), ("musp", "legacy_musp_rmse")):
+            assert found["legacy_rmse", channel] == pytest.approx(np.sqrt((expected[column] ** 2).mean()), rel=1e-5)
+
+
+def test_own_background_has_no_skill_and_zeros_less(every):
+    on = every["hard voxels"]
+    found = judgement.judge(judgement.predictors(on, torch.zeros(2, 32, 32, 32), "cpu"), on)
+    skill = {name: table.set_index(["metric", "channel"])["value"]["skill", "mua"] for name, table in found.items()}
+    assert skill["ellipsoid, own background"] == 0 > skill["all zeros"]
+
+
+def test_blank_image_shows_no_contrast_and_passes_nothing(every):
+    found = judged(lambda seen, tables: torch.zeros_like(seen), every["default"])
+    assert found.loc[("crc", "mua"), "n"] == 0 and np.isnan(found.loc[("crc", "mua"), "value"])
+    for metric in ("contrast_passed", "crc_inside"):
+        assert found.loc[(metric, "mua"), "value"] == 0 < found.loc[(metric, "mua"), "n"]
+
+
+def test_family_without_tumours_has_errors_and_no_contrasts(every):
+    found = judged(identity, every["none"])
+    assert found.loc[("nrmse", "mua"), "n"] == 4 and found.loc[("contrast_passed", "mua"), "n"] == 0
+    assert found.loc[("skill", "mua"), "n"] == 0  # the reference is the truth
+
+
+def test_families_are_in_the_frame_of_a_simulated_file(recorded, monkeypatch):
+    from tiny import RECORDED
+
+    monkeypatch.setattr(judged_sets, "SEED", RECORDED.seed)
+    with store.File(recorded) as file:
+        assert np.array_equal(judged_sets.drawn("default", RECORDED, len(file)), file.raw("ellipsoids"), equal_nan=True)
+
+
+def test_sets_have_the_phantoms_of_their_family_and_of_the_test_part(every):
+    assert tuple(every) == judged_sets.NAMES and set(phantoms.FAMILIES) < set(every)
+    assert np.array_equal(every["default"].tables, dataset.load(BASE).part("test"), equal_nan=True)
+    axes = every["small"].tables[:, 1:, phantoms.AXES]
+    assert np.nanmax(axes) <= 9 and np.nanmin(axes) >= 5
+    assert {len(on) for on in every.values()} == {4}
+    assert len({on.digest for on in every.values()}) == len(every)
+
+
+def test_no_training_phantom_is_in_another_familys_set():
+    """Known by the tissue's axes, which no frame changes; all training sets of the judged studies."""
+
+    def axes(tables):
+        return {row.tobytes() for row in tables[:, 0, phantoms.AXES]}
+
+    trained, arms = set(), {arm for name in judgement.STUDIES for arm in known.STUDIES[name].arms}
+    for family, seed in {(data.family, data.seed) for data in (known.arm(arm, "quick").data for arm in arms)}:
+        trained |= axes(phantoms.sample(family, 384, seed))
+    base = config.PROFILES["quick"].base.data
+    for family in ("small", "superficial", "high-contrast", "superellipsoid"):
+        drawn = judged_sets.drawn(family, base, judged_sets.COUNT)
+        assert len(drawn) == 64 and not axes(drawn) & trained, family
+
+
+def test_hard_voxels_hold_one_value_each(every):
+    (part,) = every["hard voxels"].parts()
+    for volume, rows in zip(part.truth, part.tables, strict=True):
+        values = np.append(rows[np.isfinite(rows[:, phantoms.MUA]), phantoms.MUA], 0)
+        assert np.isin(volume[0].numpy(), values).all()
+    assert torch.equal(part.seen, part.truth)
+
+
+def test_moved_phantom_lies_a_third_of_a_voxel_away(every):
+    (still,), (moved,) = every["default"].parts(), every[judged_sets.VARIANTS[1]].parts()
+    place = torch.arange(32.0, dtype=torch.float64)
+    for axis in range(3):
+        centres = [
+            (part.reference[:, 1].double().movedim(1 + axis, -1).sum((1, 2)) @ place)
+            / part.reference[:, 1].sum((1, 2, 3))
+            for part in (still, moved)
+        ]
+        torch.testing.assert_close(centres[1] - centres[0], torch.full_like(centres[0], 1 / 3), atol=4e-3, rtol=0)
+
+
+def test_noise_is_one_per_cent_of_the_range_on_the_input_alone(every):
+    (clean,), (noisy,) = every["default"].parts(), every[judged_sets.VARIANTS[2]].parts()
+    assert torch.equal(noisy.truth, clean.truth)
+    sd = (noisy.seen - noisy.truth).std((0, 2, 3, 4))
+    assert sd.tolist() == pytest.approx([0.01 * r for r in metrics.RANGES], rel=0.01)
+    torch.testing.assert_close(noisy.seen_twin - noisy.reference, noisy.seen - noisy.truth, atol=1e-6, rtol=1e-5)
+
+
+def test_parts_add_up_to_the_set(every, monkeypatch):
+    whole = judged(lambda seen, tables: 0.9 * seen, every["default"])
+    monkeypatch.setattr(judged_sets, "CHUNK", 3)
+    split = judged(lambda seen, tables: 0.9 * seen, every["default"])
+    rows = whole.index.get_level_values("metric") != "localisation_chance"  # drawn by part
+    pd.testing.assert_frame_equal(whole[rows], split[rows], rtol=1e-6)
+
+
+def of_curve(losses, train=1.0):
+    history = histories.made_up(known.arm("stage1-adam", "smoke"), curve=[0.5] * len(losses))
+    epochs = history.epochs.assign(validation_loss=losses, train_loss=train)
+    return judged_scores.training(dataclasses.replace(history, epochs=epochs)).set_index("metric")
+
+
+def test_roughness_is_the_bend_of_the_log_loss():
+    straight = of_curve(np.exp(-0.3 * np.arange(10)))
+    assert straight.loc["roughness", "value"] == pytest.approx(0, abs=1e-12)
+    saw = of_curve([9, 1, 7, 7, 3, 3, *np.exp([0, 1, 0, 1, 0, 1])], train=2.0)  # the first half does not count
+    assert saw.loc["roughness", "value"] == pytest.approx(2) and saw.loc["roughness", "n"] == 4
+    assert saw.loc["loss_ratio", "value"] == pytest.approx(np.e / 2)
+    assert np.isnan(of_curve([1.0, 2.0]).loc["roughness", "value"])
+
+
+def test_diverged_run_has_no_curve():
+    assert judged_scores.training(histories.made_up(known.arm("stage1-adam", "smoke"), failed="loss nan")).empty
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, one_thread):
+    """Two runs of tiny networks, finished, and their store."""
+    store = tmp_path_factory.mktemp("judged")
+    wanted = {KEYS[0]: a_run(store, "stage1-onecycle"), KEYS[1]: a_run(store, "stage1-adam", seed=1)}
+    for run in wanted.values():
+        run.result()
+    return wanted, store
+
+
+@pytest.fixture(scope="module")
+def table(runs):
+    return judgement.table(runs[0], TINY, runs[1])
+
+
+def test_default_set_gives_a_runs_own_numbers(runs, table):
+    for (arm, seed), run in runs[0].items():
+        own = run.result().metrics
+        own = own[own["checkpoint"] == "last"].groupby(["metric", "channel"])["value"]
+        rows = table[(table["arm"] == arm) & (table["seed"] == seed) & (table["set"] == "default")]
+        found = rows.set_index(["metric", "channel"])["value"]
+        for metric in ("nrmse", "rmse", "background_noise", "bias"):
+            assert found[metric, "mua"] == pytest.approx(own.get_group((metric, "mua")).mean(), rel=1e-6)
+        assert found["crc", "musp"] == pytest.approx(own.get_group(("crc", "musp")).median(), rel=1e-6)
+        assert found["legacy_rmse", ""] ** 2 == pytest.approx(
+            (own.get_group(("legacy_rmse", "")) ** 2).mean(), rel=1e-6
+        )
+
+
+def test_arms_are_judged_on_the_sets_of_the_plan(table):
+    sets = table.groupby("arm")["set"].unique().map(set)
+    assert sets["legacy-phase0"] == {"default", "small", "training"}
+    assert sets["stage1-onecycle"] == {*phantoms.FAMILIES, *judged_sets.VARIANTS, "training"}
+    assert sets["all zeros"] == sets["stage1-onecycle"] - {"training"}
+
+
+def test_second_call_computes_nothing_and_says_the_same(runs, table, monkeypatch):
+    monkeypatch.setattr(judgement, "judge", lambda *arguments: pytest.fail("a set was judged again"))
+    monkeypatch.setattr(judgement.evaluation, "trained", lambda *a, **o: pytest.fail("a network was loaded"))
+    pd.testing.assert_frame_equal(judgement.table(runs[0], TINY, runs[1]), table, check_exact=True)
+
+
+def test_what_is_missing_is_all_that_is_computed(runs, table, monkeypatch):
+    asked, plain = Counter(), judgement.judge
+
+    def counted(predictors, on, *arguments):
+        asked[on.name] += len(predictors)
+        return plain(predictors, on, *arguments)
+
+    monkeypatch.setattr(judgement, "judge", counted)
+    (file,) = Path(runs[0][KEYS[1]].infra.uid_folder()).glob("judged/small-*.csv")
+    file.unlink()
+    pd.testing.assert_frame_equal(judgement.table(runs[0], TINY, runs[1]), table, check_exact=True)
+    assert asked == {"small": 1}
+
+
+def test_arms_of_one_configuration_are_judged_once(runs, table, monkeypatch):
+    monkeypatch.setattr(judgement, "judge", lambda *arguments: pytest.fail("a set was judged again"))
+    again = judgement.table({**runs[0], ("stage1-phase1", 0): runs[0][KEYS[0]]}, TINY, runs[1])
+    both = [
+        again[(again["arm"] == arm) & (again["set"] == "small")]["value"].tolist()
+        for arm in (KEYS[0][0], "stage1-phase1")
+    ]
+    assert both[0] and np.array_equal(*both, equal_nan=True)
+
+
+def test_file_is_of_these_weights_on_this_set(runs, every, tmp_path):
+    on, other = every["default"], every["small"]
+    names = {
+        judgement.kept(tmp_path, judgement.weights_of(run), s).name for run in runs[0].values() for s in (on, other)
+    }
+    assert len(names) == 4
+
+
+def test_other_test_phantoms_are_refused_in_one_line(runs):
+    with pytest.raises(
+        study.StudyError, match=r"stage1-onecycle, seed 0: judged on test phantoms \w+, the profile has"
+    ):
+        judgement.table(runs[0], BASE.model_copy(update={"seed": 5}), runs[1])
+
+
+def test_diverged_run_has_the_worst_errors_and_nothing_else(runs, table):
+    broken = a_run(runs[1], "stage1-onecycle", seed=7, optim__lr=1e38, optim__div=1)
+    assert broken.result().failed
+    found = judgement.table({**runs[0], ("stage1-phase2", 7): broken}, TINY, runs[1])
+    rows = found[found["arm"] == "stage1-phase2"].set_index(["set", "metric", "channel"])["value"]
+    assert set(rows.index.get_level_values("set")) == {"default", "small"}
+    others = table[table["arm"].isin([arm for arm, _ in KEYS])].set_index(["set", "metric", "channel"])["value"]
+    for key in (("default", "nrmse", "mua"), ("small", "rmse", "musp"), ("default", "legacy_rmse", "")):
+        assert rows[key] == others[key].max()
+    assert rows[:, "crc"].isna().all() and rows[:, "contrast_passed"].isna().all()
+
+
+@pytest.fixture
+def found(runs, monkeypatch):
+    """The two runs as those of a profile."""
+    plain = judgement.table
+    monkeypatch.setattr(judgement, "table", lambda finished, base, store: plain(finished, TINY, runs[1]))
+    return judgement.judged(runs[0], "smoke", runs[1])
+
+
+def test_record_says_the_same_after_the_trip(found, tmp_path):
+    judged_records.save(found, tmp_path / "results" / judgement.NAME)
+    loaded = judged_records.load(tmp_path / "results" / judgement.NAME)
+    keys = judged_records.COLUMNS[:5]
+    tables = [each.table.sort_values(keys).reset_index(drop=True) for each in (found, loaded)]
+    pd.testing.assert_frame_equal(*tables, rtol=1e-5)
+    pd.testing.assert_frame_equal(loaded.runs, found.runs)
+    assert (loaded.profile, loaded.seeds, loaded.source) == ("smoke", 1, f"results/{judgement.NAME}")
+    assert loaded.provenance == found.provenance and len(loaded.metrics) == 4
+    first = {path.name: path.read_bytes() for path in (tmp_path / "results" / judgement.NAME).iterdir()}
+    judged_records.save(loaded, tmp_path / "again")
+    assert first == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
+    assert set(first) == {"judged.csv", "runs.csv", "about.json"}
+
+
+@pytest.mark.parametrize("name", ["judged.csv", "runs.csv"])
+def test_changed_record_is_refused(found, tmp_path, name):
+    judged_records.save(found, tmp_path)
+    path = tmp_path / name
+    path.write_text(path.read_text().replace("1", "2", 1))
+    with pytest.raises(ResultsError, match=f"{name} changed since it was recorded"):
+        judged_records.load(tmp_path)
+
+
+def test_record_of_another_base_or_without_a_part_is_refused(found, tmp_path):
+    judged_records.save(found, tmp_path)
+    about = json.loads((tmp_path / "about.json").read_text())
+    about["base"]["data"]["phantoms"] = 25
+    (tmp_path / "about.json").write_text(json.dumps(about))
+    with pytest.raises(ResultsError, match="another base configuration than profile smoke"):
+        judged_records.load(tmp_path)
+    (tmp_path / "runs.csv").unlink()
+    with pytest.raises(ResultsError, match=r"runs\.csv"):
+        judged_records.load(tmp_path)
+
+
+def test_larger_record_is_not_lost(found, tmp_path):
+    judged_records.save(dataclasses.replace(found, profile="quick"), tmp_path)
+    with pytest.raises(ResultsError, match="holds 2 runs of profile quick; remove it to record 2 of smoke"):
+        judged_records.save(found, tmp_path)
+
+
+def test_evidence_is_the_runs_then_the_record_then_nothing(found, runs, tmp_path, monkeypatch):
+    take = functools.partial(judgement.evidence, "smoke", runs[1], tmp_path)
+    missing = a_run(tmp_path / "other")
+    monkeypatch.setattr(judgement, "members", lambda profile, store: {**runs[0], ("stage1-phase3", 0): missing})
+    assert take() is None
+    judged_records.save(found, tmp_path / judgement.NAME)
+    assert take().source == f"{tmp_path.name}/{judgement.NAME}"
+    monkeypatch.setattr(judgement, "members", lambda profile, store: runs[0])
+    assert take().source == "runs/"
+
+
+def test_full_profile_is_computed_where_there_is_a_gpu(runs, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(judgement, "members", lambda profile, store: runs[0])
+    monkeypatch.setattr(study, "results", lambda name, *rest: asked.append(name))
+    monkeypatch.setattr(judgement, "judged", lambda finished, profile, store: (len(finished), profile))
+    assert judgement.evidence("full", runs[1], tmp_path) == (2, "full") and asked == list(judgement.STUDIES)
+
+
+def test_page_counts_phantoms_and_seeds(found):
+    from dotlib.chapter import Page
+    from dotlib.report import Book
+
+    assert Page(Book("4.5", "smoke", Path("nowhere")), found).n() == "4 phantoms, 1 seed"
+
+
+@pytest.mark.gpu
+def test_gpu_judges_as_the_cpu_does(every):
+    def worse(seen, tables):
+        return 0.9 * seen + 1e-4
+
+    a, b = (judgement.judge({0: worse}, every["small"], device)[0] for device in ("cpu", "cuda"))
+    pd.testing.assert_frame_equal(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_command_lists_what_is_missing_and_records_the_rest(found, runs, tmp_path, monkeypatch, capsys):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    missing = {("stage1-phase3", 2): a_run(tmp_path / "other")}
+    monkeypatch.setattr(judgement, "members", lambda profile, store: runs[0] | missing)
+    assert command.main(["judge", "--profile", "smoke", "--record"]) == 0
+    out = capsys.readouterr().out
+    assert "missing: stage1-phase3, seed 2\n2 of 3 runs judged, on 17 sets" in out
+    assert len(judged_records.load(tmp_path / "results" / judgement.NAME).runs) == 2
+    monkeypatch.setattr(judgement, "members", lambda profile, store: missing)
+    assert command.main(["judge", "--profile", "smoke"]) == 1
+    assert capsys.readouterr().err.startswith("dotlib: no run of 4.5-roadmap, 4.5-data is complete in profile smoke")
+
+
+def test_members_are_the_runs_of_both_studies():
+    arms = {arm for name in judgement.STUDIES for arm in known.STUDIES[name].arms}
+    assert set(improvements.ROADMAP) <= arms and set(judgement.EVERYWHERE) <= arms
