@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..config import Model
 from .blocks import Block, Standard, depth_to_space, space_to_depth
 
-HEAD = 32  # channels of one attention head
+HEAD = 32  # channels of one attention head, at least
 EXPANSION = 4  # of the hidden layer
 
 
@@ -32,7 +32,7 @@ class Transformer(Block):
 
     def __init__(self, c: int):
         super().__init__()
-        self.heads = max(1, c // HEAD)
+        self.heads = next(n for n in range(max(1, c // HEAD), 0, -1) if c % n == 0)
         self.norm1, self.norm2 = nn.LayerNorm(c), nn.LayerNorm(c)
         self.qkv, self.project = nn.Linear(c, 3 * c), nn.Linear(c, c)
         self.expand, self.contract = nn.Linear(c, EXPANSION * c), nn.Linear(EXPANSION * c, c)

@@ -1,6 +1,9 @@
-"""What the specification expects of optimisers, what is planned to test it, and the verdicts."""
+"""What the specification expects of optimisers, what is planned to test it, and the verdicts.
 
-from collections.abc import Mapping
+The functions take any list of hypotheses; `hypotheses_architecture` has that of sections 4.4 and 4.5.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -20,10 +23,11 @@ MARGIN = 5.0  # per cent: precisions that differ by less count as equal; the spr
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """An improvement, `low` to `high` per cent, that the specification expects of arm a over arm b.
+    """An improvement, `low` to `high` per cent, that the specification expects of arm a over arm b; NaN: of no size.
 
-    `of` says of what: the endpoint, the epochs to the target, the gap between validation and training loss; `equal` is
-    an endpoint that stays within `low` per cent. `standing`: primary (one family), secondary, exploratory.
+    `of` says of what: the endpoint, the epochs to the target, the gap between validation and training loss, the mean
+    SSIM of mua; `equal` is an endpoint that stays within `low` per cent. `standing`: primary (one family), secondary,
+    exploratory. `note`: what is to be known of the comparison, whatever is found.
     """
 
     name: str
@@ -32,14 +36,17 @@ class Hypothesis:
     b: str
     low: float
     high: float = np.inf
-    of: Literal["error", "time", "gap", "equal"] = "error"
+    of: Literal["error", "time", "gap", "equal", "ssim"] = "error"
     standing: Literal["primary", "secondary", "exploratory"] = "exploratory"
+    note: str = ""
 
     @property
     def promise(self) -> str:
         """The range in words, per cent."""
         if self.of == "equal":
             return f"within {self.low:g}"
+        if np.isnan(self.low):
+            return "--"
         return f"{self.low:g}-{self.high:g}" if np.isfinite(self.high) else f"above {self.low:g}"
 
 
@@ -66,10 +73,12 @@ HYPOTHESES = (
         of="equal",
     ),
 )
-FAMILY = sum(h.standing == "primary" for h in HYPOTHESES)
+FAMILY = sum(h.standing == "primary" for h in HYPOTHESES)  # of this list's; any other list has as many
 OF = {"error": "endpoint", "time": "epochs to target", "gap": "validation / training", "equal": "equal endpoint"}
+OF |= {"ssim": "SSIM of mua"}
 BOUNDS = ("at least", "at most")
-ORDER = ("refuted", "not resolved", "not computed", "confirmed")  # negative results first
+NO_PROMISE = "nothing expected"
+ORDER = ("refuted", "not resolved", "not computed", NO_PROMISE, "confirmed")  # negative results first
 
 
 class Finding(NamedTuple):
@@ -93,7 +102,7 @@ def share(h: Hypothesis) -> float:
     return 0.05 / (FAMILY if h.standing == "primary" else 1)
 
 
-def plan(phantoms: int) -> pd.DataFrame:
+def plan(phantoms: int, hypotheses: Sequence[Hypothesis] = HYPOTHESES) -> pd.DataFrame:
     """What is tested, and what so many seeds and test phantoms can find: a row a hypothesis, before any result.
 
     Of the endpoint alone, with 80 % power if the paired log difference varies as `ASSUMED`: `detectable`, the smallest
@@ -101,7 +110,7 @@ def plan(phantoms: int) -> pd.DataFrame:
     and up to which it is refuted. Between these two the likely word is 'not resolved'.
     """
     rows = []
-    for h in HYPOTHESES:
+    for h in hypotheses:
         n, error = arms.STUDIES[study_of(h)].seeds, h.of == "error"
         row = {"hypothesis": h.name, "expected": h.expected, "contrast": f"{h.a} against {h.b}"}
         row |= {"of": OF[h.of], "standing": h.standing, "seeds": n, "expected, %": h.promise}
@@ -126,14 +135,16 @@ def finding(record, h: Hypothesis, targets: Mapping[str, float]) -> Finding | st
     """
     if all_failed(record, (h.a, h.b)):
         return "every run of an arm failed"
-    found = {"error": _error, "time": _time, "gap": _gap, "equal": _equal}[h.of](record, h, targets)
+    found = {"error": _error, "time": _time, "gap": _gap, "equal": _equal, "ssim": _ssim}[h.of](record, h, targets)
     if isinstance(found, str | Finding):
         return found
     improvement, note = found
-    judged = stats.judge(improvement, h.low, h.high)
-    same = twin(record, h.a)
-    notes = [note, "more than expected" * judged.exceeded, f"the same runs as {same}" if same else ""]
-    return Finding(improvement, judged.verdict, judged.change, "; ".join(filter(None, notes)))
+    promised = not np.isnan(h.low)
+    judged = stats.judge(improvement, h.low if promised else 0, h.high if promised else np.inf)
+    same = twin(record, h.a) or (h.b if twin(record, h.b) == h.a else "")
+    notes = [note, "more than expected" * judged.exceeded, f"the same runs as {same}" if same else "", h.note]
+    word = judged.verdict if improvement.low or improvement.high else "refuted"  # an improvement of exactly nothing
+    return Finding(improvement, word if promised else NO_PROMISE, judged.change, "; ".join(filter(None, notes)))
 
 
 def _improvement(effect: Interval) -> Interval:
@@ -170,6 +181,21 @@ def _gap(record, h: Hypothesis, targets: Mapping[str, float]) -> tuple[Interval,
     return _improvement(stats.paired_contrast(table[h.a], table[h.b], 1 - share(h)).effect), note
 
 
+def similarity(record, names: Sequence[str]) -> pd.DataFrame:
+    """Mean SSIM of mua over the test phantoms, seeds by arms, of the seeds in which none of them failed."""
+    means = errors(record, ("ssim", "mua")).mean(axis=1)
+    return means.unstack("arm").reindex(columns=list(names)).dropna()
+
+
+def _ssim(record, h: Hypothesis, targets: Mapping[str, float]) -> tuple[Interval, str] | str:
+    table = similarity(record, (h.a, h.b))
+    if table.empty:
+        return "an arm has no runs, or none with an SSIM"
+    left_out = failures(record, (h.a, h.b))
+    note = f"over seeds alone; {left_out} failed left out" if left_out else "over seeds alone"
+    return stats.paired_contrast(table[h.a], table[h.b], 1 - share(h)).effect, note
+
+
 def _equal(record, h: Hypothesis, targets: Mapping[str, float]) -> Finding | str:
     kinds = {arm: set(record.runs.loc[record.runs["arm"] == arm, "precision"]) for arm in (h.a, h.b)}
     ratio = combined(errors(record), {h.a: 1, h.b: -1})
@@ -184,12 +210,14 @@ def _equal(record, h: Hypothesis, targets: Mapping[str, float]) -> Finding | str
     return Finding(improvement, words.get(e.verdict, e.verdict), change, note)
 
 
-def verdicts(records: Mapping[str, Any], targets: Mapping[str, float]) -> pd.DataFrame:
+def verdicts(
+    records: Mapping[str, Any], targets: Mapping[str, float], hypotheses: Sequence[Hypothesis] = HYPOTHESES
+) -> pd.DataFrame:
     """A row a hypothesis: what is expected, what was found with its interval, failed runs, and the verdict.
 
     `records`: by study; `targets`: of the epochs, by pair of ends. `against 0` says whether the arm is better at all.
     """
-    return pd.DataFrame([_row(records.get(study_of(h)), h, targets) for h in HYPOTHESES])
+    return pd.DataFrame([_row(records.get(study_of(h)), h, targets) for h in hypotheses])
 
 
 def _row(record, h: Hypothesis, targets: Mapping[str, float]) -> dict[str, Any]:
@@ -203,9 +231,9 @@ def _row(record, h: Hypothesis, targets: Mapping[str, float]) -> dict[str, Any]:
     return row | {"verdict": found.verdict, "against 0": found.change, "note": found.note}
 
 
-def answer(table: pd.DataFrame) -> str:
+def answer(table: pd.DataFrame, hypotheses: Sequence[Hypothesis] = HYPOTHESES) -> str:
     """The verdicts in Markdown, negative results first."""
-    words, lines = {h.name: h.expected for h in HYPOTHESES}, []
+    words, lines = {h.name: h.expected for h in hypotheses}, []
     for word in ORDER:
         for row in table[table["verdict"] == word].to_dict("records"):
             bound = next((f"{word} " for word in BOUNDS if word in row["note"]), "")

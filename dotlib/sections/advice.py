@@ -1,0 +1,132 @@
+"""Section 4.5 in one page: what to switch on, what to leave out, what is not resolved; Markdown made of the tables."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..comparison import ASSUMED
+from ..improvements import IMPROVEMENTS
+from ..stats_crossed import detectable_difference
+from .ablation import ALONE, LEVEL, NOT_COMPUTED, WITHIN, agreement, named
+from .hypotheses import ORDER
+
+OUT, DEPENDS, EITHER, ON = "leave out", "depends on the rest", "either way", "switch on"
+ADVICE = (OUT, DEPENDS, EITHER, NOT_COMPUTED, ON)  # negative results first
+HEADS = {
+    OUT: "Leave out: worse",
+    DEPENDS: "Depends on the rest: the two directions disagree",
+    EITHER: "Not resolved, so either way",
+    NOT_COMPUTED: "Not computed",
+    ON: "Switch on: better in the full recipe, and not worse alone",
+}
+
+
+def rule(alone: str, within: str) -> str:
+    """What is advised, by the words of both directions (`ablation.word`).
+
+    Leave out what is worse in one direction and not better in the other, switch on what is better in the full recipe
+    and not worse alone. Only a word that Holm's p bears out resolves; an unadjusted one is enough to speak against it.
+    """
+    if NOT_COMPUTED in (alone, within):
+        return NOT_COMPUTED
+    if within == "better":
+        return DEPENDS if alone.startswith("worse") else ON
+    if "worse" in (alone, within):
+        other = within if alone == "worse" else alone
+        return DEPENDS if other.startswith("better") else OUT
+    return EITHER
+
+
+def advice(effects: pd.DataFrame) -> pd.DataFrame:
+    """A row an improvement of `ablation.effects`, negative advice first: advice, both effects, seeds, speed in full.
+
+    `speed`: samples a second with it over without, in the full recipe; below 1 it costs time.
+    """
+    sides = {where: effects[effects["where"] == where].set_index("name") for where in (ALONE, WITHIN)}
+    rows = []
+    for name in IMPROVEMENTS:
+        alone, within = (sides[where].loc[name] for where in sides)
+        row = {"improvement": named(name), "advice": rule(alone["word"], within["word"])}
+        row |= {WITHIN: _found(within), ALONE: _found(alone), "agree": agreement(alone["word"], within["word"])}
+        row["speed"] = within["speed"]
+        rows.append(row | {"failed": alone["failed"] + within["failed"]})
+    table = pd.DataFrame(rows)
+    return table.sort_values("advice", key=lambda words: words.map(ADVICE.index), kind="stable", ignore_index=True)
+
+
+def _found(row: pd.Series) -> str:
+    if not np.isfinite(row["effect"]):
+        return NOT_COMPUTED
+    limits = f" [{row['low']:.3g}, {row['high']:.3g}]" if np.isfinite([row["low"], row["high"]]).all() else ""
+    return f"{row['effect']:+.1f} %{limits}, {row['word']}"
+
+
+def page(table: pd.DataFrame, claims: pd.DataFrame, remarks: Sequence[str] = ()) -> str:
+    """The verdict in Markdown: advice of `advice`, the hypotheses of `hypotheses_architecture.claims`, and remarks."""
+    parts = [_part(word, table[table["advice"] == word]) for word in ADVICE]
+    counts = ", ".join(f"{(table['advice'] == word).sum()} {word}" for word in ADVICE)
+    lines = [f"**Of {len(table)} improvements: {counts}.**", *filter(None, parts), _hypotheses(claims)]
+    said = "\n".join(["**How far these numbers carry.**\n", *(f"* {remark}" for remark in remarks)])
+    return "\n\n".join([*lines, *[said] * bool(remarks)])
+
+
+def altogether(row: dict[str, Any]) -> str:
+    """What everything together does (`ablation.altogether`), in one sentence."""
+    if not np.isfinite(row["effect"]):
+        return "All together, the full recipe against the baseline: not computed."
+    limits = f" [{row['low']:.3g}, {row['high']:.3g}]" if np.isfinite([row["low"], row["high"]]).all() else ""
+    scope = f"{row['seeds']} seeds" + (f", failed runs: {row['failed']}" if row["failed"] else "")
+    return f"All together, the full recipe against the baseline: {row['effect']:+.1f} %{limits}, {scope}."
+
+
+def interplay(table: pd.DataFrame) -> str:
+    """What `ablation.interactions` resolves, in one sentence."""
+    known = table[table["low"].notna()]
+    if known.empty:
+        reason = next(iter(table["note"]), "")
+        return f"Interactions: not computed{f', {reason}' if reason else ''}."
+    words = [f"{row['label']} ({row['effect']:+.1f} %)" for _, row in known[known["confirmatory"]].iterrows()]
+    found = f"{len(words)} of {len(known)} resolved after Holm's adjustment" + f": {', '.join(words)}" * bool(words)
+    return f"Interactions, the full recipe against the baseline: {found}."
+
+
+def reach(effects: pd.DataFrame, phantoms: int) -> str:
+    """What so many seeds could not have found, in one sentence, from the plan's assumed spreads."""
+    seeds = int(effects.loc[effects["seeds"] > 0, "seeds"].min()) if (effects["seeds"] > 0).any() else 0
+    if seeds < 2:
+        return "What could have been found: not computed, fewer than two seeds."
+    alone, family = (detectable_difference(ASSUMED, seeds, phantoms, alpha=LEVEL / n) for n in (1, len(IMPROVEMENTS)))
+    return (
+        f"At {seeds} seeds a reduction of {alone:.0f} % is found with 80 % power by an interval of its own, and of "
+        f"{family:.0f} % at Holm's first step: 'not resolved' is not 'no effect'."
+    )
+
+
+def _part(word: str, rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return ""
+    if word == NOT_COMPUTED:
+        return f"**{HEADS[word]}.** {', '.join(rows['improvement'])}."
+    found = [(row["improvement"], row[WITHIN], row[ALONE], _cost(row)) for _, row in rows.iterrows()]
+    lines = [f"* {name}: {WITHIN} {within}; {ALONE} {alone}{cost}" for name, within, alone, cost in found]
+    return "\n".join([f"**{HEADS[word]}.**{_leaning(rows) if word == EITHER else ''}\n", *lines])
+
+
+def _leaning(rows: pd.DataFrame) -> str:
+    """What both unadjusted intervals agree on among the unresolved, as a place to spend more seeds."""
+    found = [(word, rows.loc[rows["agree"] == f"yes: {word}", "improvement"]) for word in ("worse", "better")]
+    said = "; ".join(f"{word}: {', '.join(names)}" for word, names in found if len(names))
+    return f" Worth more seeds, for both intervals, unadjusted, say the same: {said}." if said else ""
+
+
+def _cost(row: pd.Series) -> str:
+    speed = "" if np.isnan(row["speed"]) else f"; {100 * (row['speed'] - 1):+.0f} % samples/s"
+    return speed + (f"; failed runs: {row['failed']}" if row["failed"] else "")
+
+
+def _hypotheses(claims: pd.DataFrame) -> str:
+    words = [word for word in ORDER if (claims["verdict"] == word).any()]
+    lines = [f"* {word}: {'; '.join(claims.loc[claims['verdict'] == word, 'claim'])}." for word in words]
+    return "\n".join(["**What the specification expects.**\n", *lines])
