@@ -280,3 +280,14 @@ def test_full_profile_is_computed_on_a_gpu_after_its_tuning(store, folder, monke
         monkeypatch.setattr(study, "tuned", lambda candidate, profile, store: arms.ADAM)
     assert taken(store, folder, 1, name, "full").source == "runs/"
     assert asked == expected
+
+
+def test_runs_judged_on_different_phantoms_are_no_record():
+    """Runs of earlier code do not name theirs."""
+    runs = {(arm, seed): run_of(arm, seed) for arm in ARMS[:2] for seed in range(2)}
+    first = next(iter(runs.values()))
+    del first.info["test"]
+    assert len(results.record(runs, "smoke").runs) == 4
+    first.info["test"] = "another"
+    with pytest.raises(ResultsError, match="4 runs were judged on 2 test sets: one is accepted"):
+        results.record(runs, "smoke")

@@ -278,3 +278,10 @@ def test_dropout_is_nothing_to_a_network_that_is_judged(name):
     assert torch.equal(evaluation.predict(models[0], x), evaluation.predict(models[1], x))
     with torch.no_grad():
         assert not torch.equal(models[0].train()(x), models[1].train()(x))
+
+
+def test_links_without_two_stages_are_one_line():
+    """A decoder of one stage, at 16^3."""
+    with pytest.raises(ConfigError) as error:
+        build(Model(name="stage1", width=2, code=8, links=Links(kind="dense", side="decoder")), 16, 0, MEAN, SD)
+    assert str(error.value) == "model.links: no two stages in 'decoder'; here: encoder2, encoder1, decoder1"

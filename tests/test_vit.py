@@ -179,6 +179,13 @@ def test_patch_of_the_output_is_that_of_its_token():
     assert patch.float().mean() > 0.95 and changed.sum() == patch.sum()
 
 
+def test_code_is_that_of_a_token_of_its_own():
+    """Without blocks nothing is gathered: the code is that of the token's own vector, whatever the volume."""
+    model = silenced(network()).network
+    expected = model.to_code(nn.functional.layer_norm(model.gather.weight, (48,))).expand(3, -1)
+    torch.testing.assert_close(model.encode(random(3, 2, 16, 16, 16)), expected)
+
+
 def test_code_sees_every_patch():
     model = network(grid=32)
     x = random(1, 2, 32, 32, 32).requires_grad_()

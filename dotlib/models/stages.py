@@ -68,6 +68,8 @@ class Staged(nn.Module):
                 self._at(name).gate = attention.KINDS[config.attention.kind](channels[name])
         if config.links:
             self.sources = _linked(config.links.kind, config.links.side, names)
+            if not self.sources:
+                raise ConfigError(f"model.links: no two stages in {config.links.side!r}; here: {', '.join(channels)}")
             for name, sources in self.sources.items():
                 link = skips.KINDS[config.links.kind]
                 self._at(name).link = link([channels[source] for source in sources], channels[name])
@@ -116,7 +118,8 @@ def _places(side: str, stages: Sequence[int], channels: Mapping[str, int]) -> li
 def _linked(kind: str, side: str, names: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """The stages that are linked, each with the stages it is linked from, in the order of the pass.
 
-    Fused links go to a half's last stage alone. Across the bottleneck a decoder's stage sees the encoder's of its grid.
+    Fused links go to a half's last stage alone. Across the bottleneck each stage of the decoder sees every one of the
+    encoder, guided ones that of its own grid.
     """
     if side == "across":
         grid = {f"decoder{k - 1}": f"encoder{k}" for k in range(2, len(names["encoder"]) + 1)}

@@ -1,0 +1,159 @@
+"""Section 4.4: what attention costs, counted in parameters and operations and timed in steps, and the error it buys."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from .. import arms, stats
+from ..config import PROFILES, Attention, Config, Model, replace
+from ..evaluation import network
+from ..improvements import GATES
+from ..models.attention import KINDS
+from ..models.autoencoder import NETWORKS
+from ..stats import Interval
+from .efficiency import ON_GPU, Size, Way, base, kept_bytes
+from .optimisers import all_failed, runs_of
+
+PLAIN = GATES[0]
+CLAIM, DIGIT = 0.03, 0.01  # per cent: what the specification says that attention adds, and its last digit
+SPECIFIED = "sigmoid"  # the specification's gate
+PLACES = ((1, 2), (1, 2, 3))  # stages, counted from the deepest
+FULL = PROFILES["full"].base.model
+GROUPS = {
+    "plain": (PLAIN,),
+    "gate": ("sigmoid-2", "identity-2", "sigmoid-3", "identity-3"),
+    "control": ("random-2", "conv-2"),
+    "comparator": ("se-2", "cbam-2", "attention-gate-2"),
+    "other network": ("narrow", "wide", "hybrid", "vit"),
+}
+TIMED = ("sigmoid-2", "identity-2", "cbam-2", "se-2", "attention-gate-2")  # beside the plain network
+SIZES = {
+    "smoke": Size(rounds=1, epochs=1, batches=2, run_epochs=0, product=0, tracking="disabled"),
+    "quick": Size(rounds=4, epochs=1, batches=2, run_epochs=0, product=0, tracking="disabled"),
+    "full": Size(rounds=4, epochs=2, batches=4, run_epochs=0, product=0, tracking="disabled"),
+}
+SLOWER, FASTER, ALIKE = "slower", "faster", "not resolved"
+
+
+def parameters(model: Model, grid: int = 64) -> tuple[int, int]:
+    """Parameters of a network, and those of them that are trained; nothing is allocated."""
+    with torch.device("meta"):
+        every = list(NETWORKS[model.name](grid, model).parameters())
+    return sum(p.numel() for p in every), sum(p.numel() for p in every if p.requires_grad)
+
+
+def overheads() -> pd.DataFrame:
+    """What each kind adds to the full networks, 64^3 and width 16: a row a kind and choice of stages.
+
+    Columns: kind, stages (from the deepest), added, trained (of those), and for each network the share in per cent of
+    its own parameters, and how many times the claim that is. First the claim's own case, one gate at 128 channels.
+    """
+    plain = {name: parameters(FULL.model_copy(update={"name": name})) for name in ("legacy", "stage1")}
+    cases, rows = [(SPECIFIED, (2,)), *((kind, stages) for stages in PLACES for kind in KINDS)], []
+    for kind, stages in cases:
+        with_it = FULL.model_copy(update={"attention": Attention(kind=kind, stages=stages)})
+        row: dict = {"kind": kind, "stages": ", ".join(map(str, stages))}
+        for name, (own, trained) in plain.items():
+            every, learnt = parameters(with_it.model_copy(update={"name": name}))
+            row |= {"added": every - own, "trained": learnt - trained, f"of {name}, %": 100 * (every - own) / own}
+        rows.append(row | {"claim, %": CLAIM, "over the claim": row["of legacy, %"] / CLAIM})
+    return pd.DataFrame(rows)
+
+
+def costs(profile: str) -> pd.DataFrame:
+    """Parameters and GFLOP of one volume's forward pass, of each arm of 4.4-attention in a profile: arm, group, ...
+
+    An addition and a multiplication are two operations. Of attention in a transformer the two products count as well,
+    for which it is computed in its plain form.
+    """
+    rows = []
+    for group, names in GROUPS.items():
+        for arm in names:
+            rows.append({"arm": arm, "group": group} | _cost(arms.arm(arm, profile)))
+    return pd.DataFrame(rows)
+
+
+def _cost(config: Config) -> dict[str, float]:
+    model, volume = network(config).eval(), torch.zeros(1, 2, *(config.data.grid,) * 3)
+    # the counter knows no product inside a fused attention
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(volume)
+    return {"parameters": sum(p.numel() for p in model.parameters()), "GFLOP": counter.get_total_flops() / 1e9}
+
+
+def efficiency(record, counted: pd.DataFrame) -> pd.DataFrame:
+    """The errors of a record's arms beside what they cost: `costs`, and seeds, error, low, high, failed.
+
+    The error is the nrmse of mua, geometric mean over test phantoms and seeds; its 95 % interval is Student's over
+    seeds, unbounded from one, absent where every run of an arm failed. Arms without runs are left out.
+    """
+    runs, rows = runs_of(record, counted["arm"]), []
+    for row in counted.to_dict("records"):
+        chosen = runs[runs["arm"] == row["arm"]]
+        if len(chosen):
+            logs = stats.seeds_interval(np.log(chosen["value"].to_numpy()))
+            limits = (np.nan, np.nan) if all_failed(record, [row["arm"]]) else (np.exp(logs.low), np.exp(logs.high))
+            row |= {"seeds": logs.n, "error": np.exp(logs.estimate), "low": limits[0], "high": limits[1]}
+            rows.append(row | {"failed": int((chosen["failed"] != "").sum())})
+    return pd.DataFrame(rows, columns=[*counted, "seeds", "error", "low", "high", "failed"])
+
+
+def size_of(profile: str, on: str) -> Size:
+    """What is timed in a profile on a device: a GPU's epoch of few batches would be all start and end."""
+    return dataclasses.replace(SIZES[profile], **({"batches": ON_GPU["batches"]} if on == "cuda" else {}))
+
+
+def ways(profile: str, size: Size) -> list[Way]:
+    """The profile's own network first, and then with each kind of attention at the two deepest stages."""
+    own = base(PROFILES[profile], size)
+    gates = {arm: arms.arm(arm, profile).model.attention for arm in TIMED}
+    return [Way("network", PLAIN, own)] + [
+        Way("network", arm, replace(own, {"model.attention": gate})) for arm, gate in gates.items()
+    ]
+
+
+def step_times(times: pd.DataFrame, chosen: list[Way], on: str) -> pd.DataFrame:
+    """A row a network that `measure` timed: samples/s (median), and the time of a step over the plain network's.
+
+    That ratio is taken round by round; its geometric mean has Student's 95 % interval over the rounds, beside their
+    range. `kept`: memory for the backward pass of a batch, counted; NaN for what a compiler arranges. `word`: slower,
+    faster, not resolved.
+    """
+    speed = times.pivot(index="setting", columns="round", values="speed")
+    memory, rows = {way.setting: kept_bytes(way, on) / 1e6 for way in chosen}, []
+    for arm in memory:
+        ratio = (speed.loc[PLAIN] / speed.loc[arm]).to_numpy()
+        row = {"network": arm, "samples/s": speed.loc[arm].median(), "rounds": len(ratio)}
+        found = stats.seeds_interval(np.log(ratio))
+        mean, low, high = (float(np.exp(x)) for x in found[:3])
+        row |= {"time, ratio": mean, "interval": _limits(low, high), "lowest": ratio.min(), "highest": ratio.max()}
+        row |= {"kept, MB": memory[arm], "kept, ratio": memory[arm] / memory[PLAIN]}
+        rows.append(row | {"word": "--" if arm == PLAIN else _word(Interval(mean, low, high, found.n))})
+    return pd.DataFrame(rows)
+
+
+def _limits(low: float, high: float) -> str:
+    return f"[{low:.3g}, {high:.3g}]" if np.isfinite(high) else "--"
+
+
+def _word(ratio: Interval) -> str:
+    return SLOWER if ratio.low > 1 else FASTER if ratio.high < 1 else ALIKE
+
+
+def steps_answer(table: pd.DataFrame) -> str:
+    """What attention costs in time and memory, in Markdown, what is slower first."""
+    lines = []
+    for word in (SLOWER, ALIKE, FASTER):
+        for row in table[table["word"] == word].to_dict("records"):
+            over = f"{row['interval']} over {row['rounds']} rounds" if row["rounds"] > 1 else "one round"
+            time = f"{row['time, ratio']:.3f} times the plain network's step, {over}"
+            more = 100 * (row["kept, ratio"] - 1)
+            kept = f"; {more:+.2g} % memory kept for the backward pass (counted)" if np.isfinite(more) else ""
+            lines.append(f"* **{row['network']}: {word}.** {time}{kept}.")
+    return "\n".join(lines)
