@@ -1,7 +1,7 @@
 """Stage 1: a volume of (mua, musp) into a code, and back."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +38,8 @@ class Legacy(Staged):
         self.decoder = nn.Sequential(*(layer for up in ups for layer in up))
         self.head = nn.Conv3d(channels[stages], 2, 3, padding=1)
         self.halves = {
-            "encoder": {f"encoder{4 - i}": [layer] for i, layer in enumerate(self.encoder)},
-            "decoder": {f"decoder{i}": layers for i, layers in enumerate(ups, 1)},
+            "encoder": {f"encoder{4 - i}": ("encoder", slice(i, i + 1)) for i in range(4)},
+            "decoder": {f"decoder{i + 1}": ("decoder", slice(3 * i, 3 * i + 3)) for i in range(stages)},
         }
         encoder = {f"encoder{4 - i}": width << i + 1 for i in range(4)}
         self.extend(config, encoder | {f"decoder{i}": channels[i] for i in range(1, stages + 1)}, tuple(encoder))
@@ -82,8 +82,9 @@ class Stage1(Staged):
         self.to_code, self.from_code = nn.Linear(self.top * 8, config.code), nn.Linear(config.code, self.top * 8)
         self.head = Conv3d(channels[0], 3 * self.patch**3, 3, padding=1)
         self.halves = {
-            "encoder": {f"encoder{len(channels) - i}": layers for i, layers in enumerate([[self.stem], *down])},
-            "decoder": {f"decoder{i}": layers for i, layers in enumerate(up, 1)},
+            "encoder": {f"encoder{len(channels)}": ("stem", slice(None))}
+            | {f"encoder{halvings - i}": ("encoder", chosen) for i, chosen in enumerate(_slices(down))},
+            "decoder": {f"decoder{i}": ("decoder", chosen) for i, chosen in enumerate(_slices(up), 1)},
         }
         encoder = {f"encoder{len(channels) - i}": c for i, c in enumerate(channels)}
         decoder = {f"decoder{i}": c for i, c in enumerate(channels[-2::-1], 1)}
@@ -112,6 +113,12 @@ class Hybrid(Stage1):
         if grid > 4:
             return super().inner(c, grid, depth)
         return [VoxelTransformer(c, grid) for _ in range(depth)]
+
+
+def _slices(stages: Sequence[Sequence[nn.Module]]) -> Iterator[slice]:
+    """Where each stage's layers lie once they are one sequence."""
+    ends = list(itertools.accumulate(map(len, stages)))
+    return map(slice, [0, *ends[:-1]], ends)
 
 
 NETWORKS = {"legacy": Legacy, "stage1": Stage1, "hybrid": Hybrid, "vit": ViT}

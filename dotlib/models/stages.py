@@ -32,14 +32,15 @@ class Addition(nn.Module):
 class Staged(nn.Module):
     """What the networks of stages share.
 
-    A subclass has `halves`, for "encoder" and "decoder" the layers of each stage by name, `first`, what comes before
-    the encoder's, and `code`, what comes of its features.
+    A subclass has `halves`, for "encoder" and "decoder" the layers of each stage by name, as a slice of one of its
+    sequences, `first`, what comes before the encoder's, and `code`, what comes of its features.
     """
 
     def __init__(self):
         super().__init__()
         self.added = nn.ModuleDict()
         self.sources: dict[str, list[str]] = {}
+        self.halves: dict[str, dict[str, tuple[str, slice]]] = {}
 
     def first(self, z: Tensor) -> Tensor:
         raise NotImplementedError
@@ -89,8 +90,8 @@ class Staged(nn.Module):
         `earlier`: features of the other half, for links across; `maps` is filled with what the gates multiply by.
         """
         seen: dict[str, Tensor] = {}
-        for name, layers in self.halves[half].items():
-            for layer in layers:
+        for name, (part, chosen) in self.halves[half].items():
+            for layer in list(getattr(self, part))[chosen]:
                 x = layer(x)
             if name in self.added:
                 addition = self.added[name]
