@@ -1,23 +1,18 @@
 """The judgements of many runs as one object, and their committed form in results/."""
 
-import hashlib
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from . import config as configuration
-from .config import Frozen, ProfileName
-from .records import ResultsError
+from . import records
+from .records import DIGITS
 
 COLUMNS = ["arm", "seed", "set", "metric", "channel", "value", "n"]
 KEYS = ["set", "metric", "channel", "n"]  # of a row of judged.csv, which has a column for each run
 TEXT = dict.fromkeys(("failed", "config", "code", "test"), str)  # digests, some of which look like numbers
 TABLES = ("judged", "runs")
-DIGITS = "%.6g"
 
 
 @dataclass(frozen=True)
@@ -52,51 +47,18 @@ class Judged:
         return pd.DataFrame({"phantom": range(int(chosen["n"].max()))})
 
 
-class About(Frozen):
-    """What a committed record says of itself; `tables` holds a digest of each."""
-
-    profile: ProfileName
-    runs: int
-    base: dict[str, Any]
-    tables: dict[str, str]
-
-
 def save(found: Judged, folder: Path) -> None:
     """Write judged.csv (a column per run), runs.csv and about.json, replacing what was there.
 
     Raises ResultsError where a larger record would be lost: one of a larger profile, or of more runs.
     """
-    if (folder / "about.json").exists():
-        former, sizes = load(folder), list(configuration.PROFILES)
-        if (sizes.index(former.profile), len(former.runs)) > (sizes.index(found.profile), len(found.runs)):
-            held = f"{len(former.runs)} runs of profile {former.profile}"
-            raise ResultsError(f"{folder}: holds {held}; remove it to record {len(found.runs)} of {found.profile}")
-    folder.mkdir(parents=True, exist_ok=True)
-    tables = (_wide(found.table), found.runs)
-    texts = {
-        name: table.to_csv(index=False, float_format=DIGITS, lineterminator="\n")
-        for name, table in zip(TABLES, tables, strict=True)
-    }
-    for name, text in texts.items():
-        (folder / f"{name}.csv").write_text(text, encoding="utf-8")
-    about = {"profile": found.profile, "runs": len(found.runs), "base": _base(found.profile)}
-    about |= {"tables": {name: _digest(text) for name, text in texts.items()}}
-    (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    tables = dict(zip(TABLES, (_wide(found.table), found.runs), strict=True))
+    records.write(folder, tables, found.profile, len(found.runs))
 
 
 def load(folder: Path) -> Judged:
     """A committed record. Raises ResultsError for one that is incomplete, changed, or of another base configuration."""
-    try:
-        values = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        about = configuration.validate(About, values, "about.json")
-        texts = {name: (folder / f"{name}.csv").read_text(encoding="utf-8") for name in TABLES}
-    except (OSError, ValueError, TypeError) as error:
-        raise ResultsError(f"{folder}: {str(error).splitlines()[0]}") from None
-    changed = [f"{name}.csv" for name, text in texts.items() if _digest(text) != about.tables.get(name)]
-    if changed:
-        raise ResultsError(f"{folder}: {', '.join(changed)} changed since it was recorded")
-    if about.base != _base(about.profile):
-        raise ResultsError(f"{folder}: recorded with another base configuration than profile {about.profile} has")
+    about, texts = records.read(folder, TABLES)
     # as text: an empty cell is a run that was not judged on that set, nan one whose value does not exist
     wide = pd.read_csv(io.StringIO(texts["judged"]), dtype=str, keep_default_na=False)
     runs = pd.read_csv(io.StringIO(texts["runs"]), dtype=TEXT)
@@ -115,11 +77,3 @@ def _long(wide: pd.DataFrame) -> pd.DataFrame:
     long = long[long["value"] != ""].astype({"value": float, "n": int}).reset_index(drop=True)
     arm, seed = zip(*(run.rsplit(" ", 1) for run in long["run"]), strict=True)
     return long.assign(arm=arm, seed=list(map(int, seed)))[COLUMNS]
-
-
-def _base(profile: str) -> dict[str, Any]:
-    return configuration.profile(profile).base.model_dump(mode="json", exclude_defaults=True)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

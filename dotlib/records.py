@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,31 +67,42 @@ def save(found: Record, folder: Path) -> None:
 
     Raises ResultsError where a larger record would be lost: one of a larger profile, or of more runs.
     """
-    if (folder / "about.json").exists():
-        former, sizes = load(folder), list(configuration.PROFILES)
-        if (sizes.index(former.profile), len(former.runs)) > (sizes.index(found.profile), len(found.runs)):
-            held = f"{len(former.runs)} runs of profile {former.profile}"
-            raise ResultsError(f"{folder}: holds {held}; remove it to record {len(found.runs)} of {found.profile}")
-    folder.mkdir(parents=True, exist_ok=True)
     of = found.metrics.groupby(["metric", "channel"])
     kept = [of.get_group(column) for column in COLUMNS]
     kept += [rows[rows["checkpoint"] == "last"] for rows in (of.get_group(c) for c in OF_LAST if c in of.groups)]
     wide = pd.concat(kept).pivot(index=KEYS, columns="phantom", values="value").reset_index()
     tables = dict(zip(TABLES, (wide, found.epochs[list(CURVES)], found.runs), strict=True))
+    write(folder, tables, found.profile, len(found.runs))
+
+
+def write(folder: Path, tables: Mapping[str, pd.DataFrame], profile: str, runs: int) -> None:
+    """Write tables as NAME.csv with about.json, which holds their digests, replacing what was there.
+
+    Raises ResultsError where a larger record would be lost: one of a larger profile, or of more runs.
+    """
+    if (folder / "about.json").exists():
+        former, sizes = read(folder, tables)[0], list(configuration.PROFILES)
+        if (sizes.index(former.profile), former.runs) > (sizes.index(profile), runs):
+            held = f"{former.runs} runs of profile {former.profile}"
+            raise ResultsError(f"{folder}: holds {held}; remove it to record {runs} of {profile}")
+    folder.mkdir(parents=True, exist_ok=True)
     texts = {name: t.to_csv(index=False, float_format=DIGITS, lineterminator="\n") for name, t in tables.items()}
     for name, text in texts.items():
         (folder / f"{name}.csv").write_text(text, encoding="utf-8")
-    about = {"profile": found.profile, "runs": len(found.runs), "base": _base(found.profile)}
+    about = {"profile": profile, "runs": runs, "base": _base(profile)}
     about |= {"tables": {name: _digest(text) for name, text in texts.items()}}
     (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
-def load(folder: Path) -> Record:
-    """A committed record. Raises ResultsError for one that is incomplete, changed, or of another base configuration."""
+def read(folder: Path, names: Iterable[str]) -> tuple[About, dict[str, str]]:
+    """What a record says of itself, and the texts of its tables.
+
+    Raises ResultsError for one that is incomplete, changed, or of another base configuration.
+    """
     try:
         values = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         about = configuration.validate(About, values, "about.json")
-        texts = {name: (folder / f"{name}.csv").read_text(encoding="utf-8") for name in TABLES}
+        texts = {name: (folder / f"{name}.csv").read_text(encoding="utf-8") for name in names}
     except (OSError, ValueError, TypeError) as error:
         raise ResultsError(f"{folder}: {str(error).splitlines()[0]}") from None
     changed = [f"{name}.csv" for name, text in texts.items() if _digest(text) != about.tables.get(name)]
@@ -98,6 +110,12 @@ def load(folder: Path) -> Record:
         raise ResultsError(f"{folder}: {', '.join(changed)} changed since it was recorded")
     if about.base != _base(about.profile):
         raise ResultsError(f"{folder}: recorded with another base configuration than profile {about.profile} has")
+    return about, texts
+
+
+def load(folder: Path) -> Record:
+    """A committed record. Raises ResultsError for one that is incomplete, changed, or of another base configuration."""
+    about, texts = read(folder, TABLES)
     wide, epochs, runs = (pd.read_csv(io.StringIO(text), dtype=TEXT) for text in texts.values())
     metrics = wide.fillna({"channel": ""}).melt(KEYS, var_name="phantom").astype({"phantom": int})
     runs = runs.fillna({"failed": ""})

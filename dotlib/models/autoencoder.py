@@ -138,7 +138,7 @@ class Autoencoder(nn.Module):
         return self.network.encode(self.standard(x))
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
-        """What lies behind each stage of the encoder, (B, C, D, D, D), by stage; nothing is left behind."""
+        """What lies behind each stage of the encoder, (B, C, D, D, D), by stage; to be asked in evaluation mode."""
         return self.network.features(self.standard(x))
 
     def maps(self, x: Tensor) -> dict[str, Tensor]:

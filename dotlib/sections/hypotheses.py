@@ -172,13 +172,17 @@ def _time(record, h: Hypothesis, targets: Mapping[str, float]) -> tuple[Interval
     return saved, "" if reading == "measured" else f"a bound: {reading}"
 
 
+def _over_seeds(record, h: Hypothesis) -> str:
+    """What there is to say of an interval over seeds, from which failed runs are left out."""
+    left_out = failures(record, (h.a, h.b))
+    return f"over seeds alone; {left_out} failed left out" if left_out else "over seeds alone"
+
+
 def _gap(record, h: Hypothesis, targets: Mapping[str, float]) -> tuple[Interval, str] | str:
     table = gaps(record, (h.a, h.b))
     if table.empty:
         return "an arm has no runs"
-    left_out = failures(record, (h.a, h.b))
-    note = f"over seeds alone; {left_out} failed left out" if left_out else "over seeds alone"
-    return _improvement(stats.paired_contrast(table[h.a], table[h.b], 1 - share(h)).effect), note
+    return _improvement(stats.paired_contrast(table[h.a], table[h.b], 1 - share(h)).effect), _over_seeds(record, h)
 
 
 def similarity(record, names: Sequence[str]) -> pd.DataFrame:
@@ -191,9 +195,7 @@ def _ssim(record, h: Hypothesis, targets: Mapping[str, float]) -> tuple[Interval
     table = similarity(record, (h.a, h.b))
     if table.empty:
         return "an arm has no runs, or none with an SSIM"
-    left_out = failures(record, (h.a, h.b))
-    note = f"over seeds alone; {left_out} failed left out" if left_out else "over seeds alone"
-    return stats.paired_contrast(table[h.a], table[h.b], 1 - share(h)).effect, note
+    return stats.paired_contrast(table[h.a], table[h.b], 1 - share(h)).effect, _over_seeds(record, h)
 
 
 def _equal(record, h: Hypothesis, targets: Mapping[str, float]) -> Finding | str:
