@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection
 from typing import Any
 
-from .config import Attention, Augmentation, Config, Data, Features, Links, Loss, Model, Optim, train_share
+from .config import Attention, Augmentation, Config, Data, Features, Links, Loss, Model, Optim, replace, train_share
 from .recipes import ADAM, BASELINES, Arm, Change, Study, steps, varied
 
 TEACHER = 2000  # seed of the network that perceptual terms look through
@@ -248,7 +248,38 @@ FAMILIES = {
     )
     for family in ("small", "superficial", "high-contrast", "superellipsoid")
 }
-ARMS = ATTENTION | SIZES | ENDS | ADD | LEAVE | ROADMAP | PHANTOMS | FAMILIES
+# The longest runs: the one-cycle recipe's five improvements, and those that validation speaks for in both directions of
+# the ablation (results/PLAN.md, `sections.budget.chosen`).
+GIVEN = ("optimiser", "schedule", "duration", "data size", "tumour size")
+BEST = GIVEN
+WIDTHS = {"specified": 16, "half": 8}  # channels of the first stage
+BUDGETS = {"specified": (16, 4, 1), "half": (64, 16, 4, 1)}  # times UNIT, the longest first
+
+
+def unit(base: Config) -> int:
+    """Samples of the smallest budget: those of the profile; of the full one, which is the largest, a sixteenth."""
+    whole = train_share(base.data) // base.training.batch * base.training.batch * base.training.epochs
+    return whole // 16 if base.data.grid == 64 else whole
+
+
+def _longer(base: Config, width: int, budget: int) -> Config:
+    """The base for so many units, of the largest training set of the learning curve where its own is smaller."""
+    data = base.data if base.data.grid == 64 else PHANTOMS[f"phantoms-{SIZES_OF_DATA[-1]}"].changes["data"](base)
+    epochs = max(1, round(unit(base) * budget / (train_share(data) // base.training.batch * base.training.batch)))
+    return replace(base, {"data": data, "model.width": width, "training.epochs": epochs})
+
+
+def _best(width: int, budget: int) -> Arm:
+    def of(change: Change, units: int = budget) -> Change:
+        return (lambda base: change(_longer(base, width, units))) if callable(change) else change
+
+    changes = {path: of(change, 1 if path == "loss" else budget) for path, change in recipe(BEST).items()}
+    changes["test"] = _own_test(changes["data"])
+    return Arm(changes, f"the best recipe, width {width}, {budget} x the smallest budget")
+
+
+LONG = {f"{name}-{n}": _best(WIDTHS[name], n) for name, budgets in BUDGETS.items() for n in budgets}
+ARMS = ATTENTION | SIZES | ENDS | ADD | LEAVE | ROADMAP | PHANTOMS | FAMILIES | LONG
 GATES = ("stage1-onecycle", "sigmoid-2", "identity-2")
 STUDIES = {
     "4.4-shown": Study(GATES[:2]),
@@ -257,5 +288,6 @@ STUDIES = {
     "4.5-roadmap": Study(tuple(ROADMAP), 3),
     "4.5-add-one-in": Study(("baseline", *ADD), 3),
     "4.5-leave-one-out": Study(("full", *LEAVE), 3),
+    "4.5-best": Study(tuple(sorted(LONG, key=lambda arm: -int(arm.split("-")[1]))), 1),
     "4.5-data": Study(("stage1-onecycle", *PHANTOMS, *FAMILIES), 3),
 }

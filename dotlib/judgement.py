@@ -25,7 +25,7 @@ from .judged_sets import Phantoms, sets
 from .trainer import History
 
 VERSION = "1"  # raised by hand whenever the same weights and phantoms would give other numbers
-NAME, STUDIES = "4.5-judged", ("4.5-roadmap", "4.5-data")
+NAME, STUDIES = "4.5-judged", ("4.5-roadmap", "4.5-data", "4.5-best")
 # results/PLAN.md: the roadmap's arms on two families, one arm a training family on all of them
 EVERYWHERE = ("stage1-onecycle", *improvements.FAMILIES)
 TWO = ("default", "small")

@@ -413,9 +413,11 @@ def test_command_lists_what_is_missing_and_records_the_rest(found, runs, tmp_pat
     assert len(judged_records.load(tmp_path / "results" / judgement.NAME).runs) == 2
     monkeypatch.setattr(judgement, "members", lambda profile, store: missing)
     assert command.main(["judge", "--profile", "smoke"]) == 1
-    assert capsys.readouterr().err.startswith("dotlib: no run of 4.5-roadmap, 4.5-data is complete in profile smoke")
+    assert capsys.readouterr().err.startswith(
+        "dotlib: no run of 4.5-roadmap, 4.5-data, 4.5-best is complete in profile smoke"
+    )
 
 
-def test_members_are_the_runs_of_both_studies():
+def test_members_are_the_runs_of_all_studies():
     arms = {arm for name in judgement.STUDIES for arm in known.STUDIES[name].arms}
     assert set(improvements.ROADMAP) <= arms and set(judgement.EVERYWHERE) <= arms

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from . import STYLE, TEXT_WIDTH, released
-from .optimisers import BAD, CHANGES, LINES, _decimal_log, _dots, _numbers, _reach, _spread
+from .optimisers import BAD, CHANGES, LINES, _decimal_log, _dots, _line, _numbers, _reach, _spread
 
 MARKERS, COLORS, OFFSET = ("o", "s"), ("C0", "C2"), 0.2  # of the two directions
 SPREADS = (0.1, 0.3, 1, 3, 10, 30, 100, 300)  # per cent: candidates for ticks
@@ -122,4 +122,28 @@ def learning_curve(runs: pd.DataFrame, laws: pd.DataFrame, label: str) -> Figure
         _decimal_log(ax, [*good, *laws["value"]])
         if len(laws):
             figure.legend(loc="outside upper center", ncols=2)
+    return released(figure)
+
+
+def longest(runs: pd.DataFrame, levels: Mapping[str, float], label: str) -> Figure:
+    """The error over the operations of a training, a dot a run, a line a network, on logarithmic axes.
+
+    `runs` has the columns network, PFLOP, value, failed; `levels`: what is aimed at, as dashed lines with their names.
+    """
+    with plt.style.context(STYLE):
+        figure, ax = plt.subplots(figsize=(TEXT_WIDTH, 2.9))
+        shown = [*levels.values()]
+        for i, (name, rows) in enumerate(runs.groupby("network", sort=False)):
+            ended = rows[rows["failed"] == ""]
+            shown += _line(ax, ended["PFLOP"], ended, color=COLORS[i], ls=LINES[i], lw=1.3, label=f"{name} width")
+            failed = rows[rows["failed"] != ""]
+            _dots(ax, failed["PFLOP"], failed["value"], failed["failed"] != "", COLORS[i])
+        for name, level in levels.items():
+            ax.axhline(level, color="0.3", lw=0.9, ls="--")
+            ax.annotate(name, (1, level), (-2, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+                        ha="right", size=7, color="0.3")  # fmt: skip
+        ax.set(xscale="log", xlabel="operations of the training (PFLOP)", ylabel=label)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        _decimal_log(ax, shown)
+        figure.legend(loc="outside upper center", ncols=2)
     return released(figure)

@@ -75,11 +75,11 @@ def costs(profile: str) -> pd.DataFrame:
     rows = []
     for group, names in GROUPS.items():
         for arm in names:
-            rows.append({"arm": arm, "group": group} | _cost(arms.arm(arm, profile)))
+            rows.append({"arm": arm, "group": group} | cost(arms.arm(arm, profile)))
     return pd.DataFrame(rows)
 
 
-def _cost(config: Config) -> dict[str, float]:
+def cost(config: Config) -> dict[str, float]:
     model, volume = network(config).eval(), torch.zeros(1, 2, *(config.data.grid,) * 3)
     # the counter knows no product inside a fused attention
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
