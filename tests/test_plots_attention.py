@@ -94,8 +94,20 @@ def test_failed_arm_is_named_in_orange_and_its_interval_does_not_hide_the_others
     given.loc[given["arm"] == "cbam-2", ["error", "low", "high", "failed"]] = [0.5, 0.001, 200, 1]
     figure = figures.efficiency(given, LABEL)
     named = names_of(figure)
-    assert named["cbam-2"].get_color() == forests.BAD and named["se-2"].get_color() == "black"
+    assert named["cbam-2: 0.5"].get_color() == forests.BAD and named["se-2"].get_color() == "black"
     assert figure.axes[0].get_ylim()[0] > 0.1 and figure.axes[0].get_ylim()[1] < 1
+
+
+def test_arm_far_above_the_others_is_an_arrow_at_the_edge_with_its_number():
+    given = table()
+    given.loc[given["arm"] == "vit", ["error", "low", "high"]] = [0.468, 0.40, 0.55]
+    figure = figures.efficiency(given, LABEL)
+    assert names_of(figure)["vit: 0.47"].xy == (1, 0.97)
+    assert figure.axes[0].get_ylim()[1] < 0.3  # room for the others alone
+    for ax, cost in zip(figure.axes, (7.1, 9.7), strict=True):
+        (arrow,) = [line for line in ax.lines if line.get_marker() == "^"]
+        assert arrow.get_xdata()[0] == pytest.approx(cost, rel=0.1) and arrow.get_ydata()[0] == 0.97
+    assert_legible(figure)
 
 
 @pytest.mark.parametrize("heights", [[0.0] * 5, [1.0] * 5, [0.1, 0.5, 0.5, 0.55, 0.95], [0.48, 0.5, 0.52], [0.3]])

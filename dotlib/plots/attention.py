@@ -17,6 +17,7 @@ from .optimisers import BAD, GREY, _decimal_log
 
 COSTS = {"parameters": (1e6, "parameters (millions)"), "GFLOP": (1, "forward pass of one volume (GFLOP)")}
 LOOKS = (("0.15", "*"), ("C0", "o"), ("C1", "D"), ("C2", "s"), ("C4", "v"))  # of groups; orange is for failed runs
+FAR = 1.35  # times the median error: beyond, arms stand as arrows at the upper edge, so that the others can be read
 ALIKE, STEP = 0.02, 0.016  # costs that differ by less count as one place; distance there, as a share of the axis
 LINE = 9.5  # pt from name to name
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}  # normal: z, y, x
@@ -27,18 +28,20 @@ def efficiency(table: pd.DataFrame, label: str) -> Figure:
     """The error over parameters and over operations, an arm a point with its interval, named at the right.
 
     Columns: arm, group, parameters, GFLOP, error, low, high, failed (orange). Arms of nearly one cost stand side by
-    side; an arm's height is the same in both panels, and a thin line leads from it to its name. The axis has room for
-    all points, and for the intervals of arms without failed runs.
+    side; an arm's height is the same in both panels, and a thin line leads from it to its name. An arm far above the
+    others is an arrow at the upper edge, its number beside its name. The axis has room for all other points, and for
+    the intervals of those without failed runs.
     """
     looks = dict(zip(table["group"].unique(), LOOKS, strict=False))
     table = table.sort_values("error").reset_index(drop=True)
     with plt.style.context(STYLE), plt.rc_context({"axes.grid": False}):
         figure, axes = plt.subplots(1, 2, sharey=True, figsize=(TEXT_WIDTH, max(2.9, 1.1 + LINE * len(table) / 72)))
+        near = table[table["error"] <= FAR * table["error"].median()]
+        good = near.loc[near["failed"] == 0, ["low", "high"]].to_numpy(float)
+        _decimal_log(axes[0], [*near["error"], *good[np.isfinite(good)]])
         for ax, (cost, (unit, words)) in zip(axes, COSTS.items(), strict=True):
             _points(ax, table[cost].to_numpy(float) / unit, table, looks)
             ax.set_xlabel(words)
-        good = table.loc[table["failed"] == 0, ["low", "high"]].to_numpy(float)
-        _decimal_log(axes[0], [*table["error"], *good[np.isfinite(good)]])
         axes[0].set_ylabel(label)
         _names(axes[1], table)
         marks = {group: Line2D([], [], color=color, marker=mark, ls="") for group, (color, mark) in looks.items()}
@@ -51,6 +54,9 @@ def _points(ax: Axes, cost: np.ndarray, table: pd.DataFrame, looks: Mapping[str,
     for place, row in zip(_side_by_side(cost), table.to_dict("records"), strict=True):
         color, mark = looks[row["group"]]
         color = BAD if row["failed"] else color
+        if row["error"] > ax.get_ylim()[1]:
+            ax.plot(place, 0.97, "^", color=color, ms=5.5, mew=0.5, transform=ax.get_xaxis_transform())
+            continue
         ax.axhline(row["error"], color="0.9", lw=0.5, zorder=0)
         if np.isfinite([row["low"], row["high"]]).all():
             ax.plot((place, place), (row["low"], row["high"]), color=color, lw=1, zorder=2)
@@ -74,12 +80,13 @@ def _side_by_side(cost: np.ndarray) -> np.ndarray:
 def _names(ax: Axes, table: pd.DataFrame) -> None:
     """The arms' names beside the panel, in the order of their errors, apart from each other by a line."""
     low, high = np.log(ax.get_ylim())
-    heights = (np.log(table["error"].to_numpy()) - low) / (high - low)
+    far = table["error"].to_numpy() > ax.get_ylim()[1]
+    heights = np.minimum((np.log(table["error"].to_numpy()) - low) / (high - low), np.where(far, 0.97, 1))
     room = LINE / 72 / (ax.figure.get_size_inches()[1] - 0.9)  # what the layout leaves to the panel, about
     line = {"arrowstyle": "-", "color": GREY, "lw": 0.5, "shrinkA": 2, "shrinkB": 0, "relpos": (0, 0.5), "patchA": None}
-    for row, height, y in zip(table.to_dict("records"), heights, _apart(heights, room), strict=True):
+    for row, height, beyond, y in zip(table.to_dict("records"), heights, far, _apart(heights, room), strict=True):
         ax.annotate(
-            row["arm"],
+            f"{row['arm']}: {row['error']:.2g}" if beyond else row["arm"],
             (1, height),
             (1.12, y),
             xycoords="axes fraction",
