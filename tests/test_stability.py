@@ -91,6 +91,15 @@ def test_law_that_was_put_in_is_found(a, b, c):
     assert learning_curve.forms(table)["from 4,096 to 8,192, %"][0].startswith(f"{truth:.3g}")
 
 
+def test_errors_on_their_floor_from_the_second_size_on_predict_nothing():
+    levels = dict(zip(improvements.PHANTOMS, np.log([0.300, 0.284, 0.284, 0.284, 0.284]), strict=True))
+    table = learning_curve.runs(record_of(levels, seeds=3, spread=0.01))
+    row = learning_curve.forms(table).set_index("law").loc["c + a N^-b"]
+    assert row["b"] == "5 (largest tried)" and row["b resolved"] == "no"
+    assert row["a"] == row["from 4,096 to 8,192, %"] == "--"
+    assert "b = 5 (largest tried), not resolved, no prediction" in learning_curve.answer(table)
+
+
 def test_law_is_fitted_to_the_seeds_of_which_no_run_failed():
     whole = learning_curve.runs(of_law(4.0, 0.5, 0.1, seeds=5, spread=0.02))
     lost = learning_curve.runs(of_law(4.0, 0.5, 0.1, seeds=5, spread=0.02, failed=[("phantoms-512", 1)]))

@@ -74,14 +74,29 @@ def levels(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def forms(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a law, that of the lower AICc first: parameters with 95 % intervals over seeds, whether b is resolved, and
-    the change of the error, per cent, that it predicts for twice the largest number, beyond what was run."""
+    """A row a law, that of the lower AICc first: parameters with 95 % intervals over seeds (a where b is resolved),
+    whether b is, and the change of the error, per cent, predicted for twice the largest number, beyond what was run."""
     rows, most = [], table["phantoms"].max()
     for form, law in laws(table).items():
-        row = {"law": form, "seeds": law.b.n} | {name: _text(getattr(law, name)) for name in "abc"}
-        row |= {"b resolved": "yes" if law.identified else "no", "AICc": law.aicc}
-        rows.append(row | {f"from {most:,} to {2 * most:,}, %": _text(power_law.change(law, most, 2 * most))})
+        row = {"law": form, "seeds": law.b.n, "a": _text(law.a) if law.identified else "--", "b": _exponent(law)}
+        row |= {"c": _text(law.c), "b resolved": "yes" if law.identified else "no", "AICc": law.aicc}
+        rows.append(row | {f"from {most:,} to {2 * most:,}, %": _doubled(law, most)})
     return pd.DataFrame(rows)
+
+
+def _exponent(law: PowerLaw) -> str:
+    """b with its interval."""
+    return f"{law.b.estimate:.3g} (largest tried)" if _flat(law) else _text(law.b)
+
+
+def _doubled(law: PowerLaw, most: float) -> str:
+    """The predicted change for twice the largest number, per cent."""
+    return "--" if _flat(law) else _text(power_law.change(law, most, 2 * most))
+
+
+def _flat(law: PowerLaw) -> bool:
+    """Whether b is at its upper bound: errors on their floor from the second size on say nothing of what comes."""
+    return law.b.estimate > 0.999 * power_law.STEEPEST
 
 
 def _text(x: stats.Interval) -> str:
@@ -101,6 +116,7 @@ def answer(table: pd.DataFrame) -> str:
     most, said = table["phantoms"].max(), []
     for form, law in found.items():
         resolved = "" if law.identified else ", not resolved"
-        said.append(f"{form}: b = {_text(law.b)}{resolved}, {_text(power_law.change(law, most, 2 * most))} %")
+        change = "no prediction" if _flat(law) else f"{_doubled(law, most)} %"
+        said.append(f"{form}: b = {_exponent(law)}{resolved}, {change}")
     beyond = f"predicted change from {most:,} to {2 * most:,} phantoms, beyond what was run, negative is better"
     return f"Learning curve, the law of the lower AICc first; {beyond}. {'; '.join(said)}."
