@@ -171,12 +171,13 @@ def test_same_runs_say_so_and_are_no_effect():
     assert words.index[words == "the same runs"].tolist() == [("alone", "dropout"), ("in full", "EMA")]
 
 
-def test_speed_is_with_the_improvement_over_without():
-    add, leave = both()
-    for record, changed in ((add, "add-depth"), (leave, "leave-depth")):
-        record.runs.loc[record.runs["arm"] == changed, "samples_per_second"] = 17.0
-    table = ablation.effects(add, leave).set_index(["where", "name"])["speed"]
-    assert (table["alone", "depth"], table["in full", "depth"]) == (0.5, 2.0)
+def test_operations_are_with_the_improvement_over_without():
+    table = found().set_index(["where", "name"])["operations"]
+    for name in ("depth", "multi-scale loss", "dense links"):
+        assert table["alone", name] > 1.001 and table["in full", name] > 1.001, name
+    for name in ("optimiser", "data size", "batch", "augmentation", "EMA"):  # nothing of the network or the loss
+        assert table["alone", name] == table["in full", name] == 1, name
+    assert table["in full", "random features"] == 1 > table["in full", "gradient loss"]
 
 
 def test_failed_arm_is_named_and_an_arm_that_always_failed_has_no_interval():
@@ -242,7 +243,7 @@ def test_page_puts_what_is_worse_first_and_counts_everything():
     text = advice.page(table, claims, ["A remark."])
     order = [text.index(advice.HEADS[word]) for word in advice.ADVICE if (table["advice"] == word).any()]
     assert order == sorted(order)
-    assert {"depth", "attention"} <= set(table["improvement"]) and text.count("samples/s") == len(NAMES)
+    assert {"depth", "attention"} <= set(table["improvement"]) and text.count(" % operations") == 6
     heads = text.index(advice.HEADS["leave out"]), text.index(advice.HEADS["either way"])
     assert heads[0] < text.index("* depth: in full +8") < heads[1]
     assert text.index(advice.HEADS["switch on"]) < text.index("* attention: in full -3")

@@ -112,7 +112,7 @@ FLOORS = {
     ),
     "sections.attention_costs": (4, "sections.efficiency", "sections.optimisers"),
     "sections.attention_maps": (4, "localisation", "sections.attention_costs"),
-    "sections.ablation": (4, "comparison", "sections.optimisers"),
+    "sections.ablation": (4, "comparison", "sections.attention_costs", "sections.optimisers"),
     "sections.advice": (4, "comparison", "sections.ablation", "sections.hypotheses"),
     "sections.false_discovery": (4, "sections.optimisers"),
     "sections.stability": (4, "sections.measured", "sections.optimisers"),

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .. import stats
+from .. import arms, stats
 from ..comparison import ASSUMED
 from ..improvements import ALTERNATIVES, IMPROVEMENTS, STUDIES, label
 from ..stats import Interval
 from ..stats_crossed import detectable_difference
+from .attention_costs import operations
 from .optimisers import PRIMARY, Pair, contrasts, effect, errors, failures, forest_rows
 
 ALONE, WITHIN = "alone", "in full"  # the two directions: on the baseline, in the full recipe
@@ -75,10 +76,10 @@ def power(phantoms: int) -> pd.DataFrame:
 
 
 def effects(add, leave) -> pd.DataFrame:
-    """A row an improvement (`name`) and direction (`where`): its contrast as a forest's row, Holm p, speed and word.
+    """A row an improvement (`name`) and direction (`where`): its contrast as a forest's row, Holm p, operations, word.
 
-    Intervals are of 95 %, for new runs and new phantoms; Holm's p is over one direction's family; speed is the ratio of
-    samples a second, with the improvement over without. For the words see `word`.
+    Intervals are of 95 %, for new runs and new phantoms; Holm's p is over one direction's family; operations: a step's,
+    counted (`attention_costs.operations`), with the improvement over without. For the words see `word`.
     """
     tables = [_direction(record, where) for where, record in ((ALONE, add), (WITHIN, leave))]
     return pd.concat(tables, ignore_index=True)
@@ -93,7 +94,7 @@ def _direction(record, where: str) -> pd.DataFrame:
         table = contrasts(record, pairs)
     table = table.assign(name=IMPROVEMENTS, where=where, group=where, label=[named(name) for name in IMPROVEMENTS])
     table["Holm p"] = stats.holm(table["p"])
-    table["speed"] = [_speed(record, a, b) for _, a, b in pairs]
+    table["operations"] = [_operations(record, a, b) for _, a, b in pairs]
     same = _same(record, where)
     table["standing"] = [SAME if arm(name, where) in same else "exploratory" for name in IMPROVEMENTS]
     table["confirmatory"] = table["Holm p"] < LEVEL  # what a forest fills
@@ -119,11 +120,11 @@ def _same(record, where: str) -> set[str]:
     return {a for a in table.index.unique("arm") if a != REFERENCE[where] and table.loc[a].equals(wanted)}
 
 
-def _speed(record, a: str, b: str) -> float:
+def _operations(record, a: str, b: str) -> float:
     if record is None:
         return np.nan
-    medians = record.runs.groupby("arm")["samples_per_second"].median()
-    return float(medians.get(a, np.nan) / medians.get(b, np.nan))
+    counted = [operations(arms.arm(name, record.profile)) for name in (a, b)]
+    return counted[0] / counted[1]
 
 
 def word(row: dict[str, Any]) -> str:
@@ -158,7 +159,7 @@ def read(table: pd.DataFrame) -> pd.DataFrame:
         out[f"interval {where}"] = [_limits(row) for row in side.to_dict("records")]
         out[f"Holm p {where}"] = side["Holm p"].to_numpy()
     for where, side in sides.items():
-        out[f"speed {where}"] = side["speed"].to_numpy()
+        out[f"operations {where}"] = side["operations"].to_numpy()
     out["seeds"] = [f"{a}, {b}" for a, b in zip(*(side["seeds"] for side in sides.values()), strict=True)]
     out["failed"] = sum(side["failed"].to_numpy() for side in sides.values())
     words = zip(*(side["word"] for side in sides.values()), strict=True)

@@ -40,9 +40,9 @@ def rule(alone: str, within: str) -> str:
 
 
 def advice(effects: pd.DataFrame) -> pd.DataFrame:
-    """A row an improvement of `ablation.effects`, negative advice first: advice, both effects, seeds, speed in full.
+    """A row an improvement of `ablation.effects`, negative advice first: advice, both effects, seeds, operations.
 
-    `speed`: samples a second with it over without, in the full recipe; below 1 it costs time.
+    `operations`: those of a training step with it over without, in the full recipe; above 1 it costs.
     """
     sides = {where: effects[effects["where"] == where].set_index("name") for where in (ALONE, WITHIN)}
     rows = []
@@ -50,7 +50,7 @@ def advice(effects: pd.DataFrame) -> pd.DataFrame:
         alone, within = (sides[where].loc[name] for where in sides)
         row = {"improvement": named(name), "advice": rule(alone["word"], within["word"])}
         row |= {WITHIN: _found(within), ALONE: _found(alone), "agree": agreement(alone["word"], within["word"])}
-        row["speed"] = within["speed"]
+        row["operations"] = within["operations"]
         rows.append(row | {"failed": alone["failed"] + within["failed"]})
     table = pd.DataFrame(rows)
     return table.sort_values("advice", key=lambda words: words.map(ADVICE.index), kind="stable", ignore_index=True)
@@ -122,8 +122,10 @@ def _leaning(rows: pd.DataFrame) -> str:
 
 
 def _cost(row: pd.Series) -> str:
-    speed = "" if np.isnan(row["speed"]) else f"; {100 * (row['speed'] - 1):+.0f} % samples/s"
-    return speed + (f"; failed runs: {row['failed']}" if row["failed"] else "")
+    more = 100 * (row["operations"] - 1)
+    return (f"; {more:+.0f} % operations" if abs(more) >= 0.5 else "") + (
+        f"; failed runs: {row['failed']}" if row["failed"] else ""
+    )
 
 
 def _hypotheses(claims: pd.DataFrame) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import pandas as pd
@@ -10,12 +11,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import arms, stats
-from ..config import PROFILES, Attention, Config, Model, replace
+from .. import arms, losses, stats
+from ..config import PROFILES, Attention, Config, Loss, Model, replace
 from ..evaluation import network
 from ..improvements import GATES
 from ..models.attention import KINDS
-from ..models.autoencoder import NETWORKS
+from ..models.autoencoder import NETWORKS, Autoencoder
+from ..models.blocks import Standard
 from ..stats import Interval
 from .efficiency import ON_GPU, Size, Way, base, kept_bytes
 from .optimisers import all_failed, runs_of
@@ -85,6 +87,30 @@ def cost(config: Config) -> dict[str, float]:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(volume)
     return {"parameters": sum(p.numel() for p in model.parameters()), "GFLOP": counter.get_total_flops() / 1e9}
+
+
+def operations(config: Config) -> float:
+    """GFLOP of a training step, a sample: forward, loss and backward pass, products and convolutions alone.
+
+    Elementwise work is not counted, that of augmentation above all; nor is validation.
+    """
+    return _operations(config.data.grid, config.model, config.loss)
+
+
+@functools.cache
+def _operations(grid: int, model: Model, loss: Loss) -> float:
+    own, features = _random(grid, model), None
+    if loss.features:  # trained ones or not, of as many operations
+        seen = _random(grid, Model(name="stage1", width=model.width, code=model.code)).eval().requires_grad_(False)
+        features = lambda x: list(seen.features(x).values())  # noqa: E731
+    criterion, volumes = losses.Criterion(loss, own.standard, features), torch.rand(2, 2, *(grid,) * 3)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        criterion.total(criterion(own(volumes), volumes)).backward()
+    return counter.get_total_flops() / len(volumes) / 1e9
+
+
+def _random(grid: int, model: Model) -> Autoencoder:
+    return Autoencoder(NETWORKS[model.name](grid, model), Standard(torch.ones(2), torch.ones(2)))
 
 
 def efficiency(record, counted: pd.DataFrame) -> pd.DataFrame:

@@ -10,13 +10,12 @@ from .. import arms, config, power_law
 from ..improvements import ALTERNATIVES, BEST, GIVEN, IMPROVEMENTS, LONG
 from ..power_law import PowerLaw
 from .ablation import ALONE, WITHIN, pair
-from .attention_costs import cost
+from .attention_costs import operations
 from .criteria import CRITERIA, GRID, measure
 from .measured import shortfall
 from .optimisers import runs_of
 
 STUDY = "4.5-best"
-TRAINING = 3  # a step's operations over those of its forward pass: the backward pass has two products for each
 GATE, AMBITION = 0.10, 0.06  # nrmse of mua
 HONEST = tuple(c for c in CRITERIA if c.convention == "honest")
 WORDS = ("not reached", "reached", "other grid")
@@ -52,8 +51,8 @@ def _validation(record, a: str, b: str) -> float:
 def runs(record) -> pd.DataFrame:
     """A row a run, by network and budget: network, arm, seed, samples, PFLOP, hours, value, failed.
 
-    PFLOP: operations of all steps, counted in the network; hours: samples over the measured samples a second, on the
-    cores that a run had; value: the nrmse of mua, geometric mean over test phantoms. Empty without a record.
+    PFLOP: operations of all steps, counted (`attention_costs.operations`); hours: samples over the measured samples a
+    second, on the cores that a run had; value: nrmse of mua, geometric mean over test phantoms. Empty without a record.
     """
     columns = ["network", "arm", "seed", "samples", "PFLOP", "hours", "value", "failed"]
     if record is None:
@@ -61,8 +60,8 @@ def runs(record) -> pd.DataFrame:
     speeds = record.runs.set_index(["arm", "seed"])[["samples_seen", "samples_per_second"]]
     table = runs_of(record, LONG).join(speeds, on=["arm", "seed"])
     table["network"], table["samples"] = table["arm"].str.rsplit("-", n=1).str[0], table["samples_seen"]
-    operations = {arm: cost(arms.arm(arm, record.profile))["GFLOP"] for arm in table["arm"].unique()}
-    table["PFLOP"] = TRAINING * table["arm"].map(operations) * table["samples"] / 1e6
+    counted = {arm: operations(arms.arm(arm, record.profile)) for arm in table["arm"].unique()}
+    table["PFLOP"] = table["arm"].map(counted) * table["samples"] / 1e6
     table["hours"] = table["samples"] / table["samples_per_second"] / 3600
     return table[columns].sort_values(["network", "samples", "seed"], ignore_index=True)
 
