@@ -253,7 +253,7 @@ FAMILIES = {
 GIVEN = ("optimiser", "schedule", "duration", "data size", "tumour size")
 BEST = GIVEN
 WIDTHS = {"specified": 16, "half": 8}  # channels of the first stage
-BUDGETS = {"specified": (16, 4, 1), "half": (64, 16, 4, 1)}  # times UNIT, the longest first
+BUDGETS = {"specified": (16, 4, 1), "half": (64, 16, 4, 1)}  # times `unit`, the longest first
 
 
 def unit(base: Config) -> int:
