@@ -77,11 +77,11 @@ def costs(profile: str) -> pd.DataFrame:
     rows = []
     for group, names in GROUPS.items():
         for arm in names:
-            rows.append({"arm": arm, "group": group} | cost(arms.arm(arm, profile)))
+            rows.append({"arm": arm, "group": group} | _cost(arms.arm(arm, profile)))
     return pd.DataFrame(rows)
 
 
-def cost(config: Config) -> dict[str, float]:
+def _cost(config: Config) -> dict[str, float]:
     model, volume = network(config).eval(), torch.zeros(1, 2, *(config.data.grid,) * 3)
     # the counter knows no product inside a fused attention
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -99,11 +99,10 @@ def operations(config: Config) -> float:
 
 @functools.cache
 def _operations(grid: int, model: Model, loss: Loss) -> float:
-    own, features = _random(grid, model), None
-    if loss.features:  # trained ones or not, of as many operations
-        seen = _random(grid, Model(name="stage1", width=model.width, code=model.code)).eval().requires_grad_(False)
-        features = lambda x: list(seen.features(x).values())  # noqa: E731
-    criterion, volumes = losses.Criterion(loss, own.standard, features), torch.rand(2, 2, *(grid,) * 3)
+    own, volumes = _random(grid, model), torch.rand(2, 2, *(grid,) * 3)
+    # what a perceptual term looks through takes as many operations with random weights as with trained ones
+    seen = _random(grid, Model(name="stage1", width=model.width, code=model.code)).eval().requires_grad_(False)
+    criterion = losses.Criterion(loss, own.standard, lambda x: list(seen.features(x).values()))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         criterion.total(criterion(own(volumes), volumes)).backward()
     return counter.get_total_flops() / len(volumes) / 1e9
