@@ -157,10 +157,14 @@ def _judge(arguments: argparse.Namespace) -> None:
     finished = judgement.completed(wanted)
     for arm, seed in [key for key in wanted if key not in finished]:
         print(f"missing: {arm}, seed {seed}")
-    found = judgement.judged(finished, arguments.profile, home / "runs")
+    folder, earlier = home / "results" / judgement.NAME, None
+    if arguments.record and folder.is_dir():
+        earlier = judged_records.load(folder)
+        earlier = judgement.elsewhere(earlier, wanted) if earlier.profile == arguments.profile else None
+    found = judgement.judged(finished, arguments.profile, home / "runs", earlier)
     print(f"{len(finished)} of {len(wanted)} runs judged, on {found.table['set'].nunique() - 1} sets of phantoms")
     if arguments.record:
-        folder = home / "results" / judgement.NAME
+        print(f"taken over from the record: {0 if earlier is None else len(earlier.runs)}")
         judged_records.save(found, folder)
         print(f"recorded in {folder}")
 

@@ -3,6 +3,7 @@
 What is computed is kept, in each run's folder; the table of a profile's runs can be committed to results/.
 """
 
+import dataclasses
 import hashlib
 import os
 import sys
@@ -106,11 +107,11 @@ def asked(arm: str, name: str) -> bool:
     return arm in EVERYWHERE or name in TWO
 
 
-def table(finished: Mapping[Key, study.Run], base: Data, store: Path) -> pd.DataFrame:
+def table(finished: Mapping[Key, study.Run], base: Data, store: Path, earlier: Judged | None = None) -> pd.DataFrame:
     """The judgements of finished runs and of the trivial predictors, in the columns of `Judged.table`.
 
-    What is not cached is computed, all runs on one set at a time. Raises StudyError for a run whose own test phantoms
-    are not those of `base`.
+    What is not cached is computed, all runs on one set at a time; the runs of `earlier` are taken over. Raises
+    StudyError for a run whose own test phantoms are not those of `base`, and for an `earlier` of other sets.
     """
     data, histories = dataset.load(base), {key: run.result() for key, run in finished.items()}
     _require_same(histories, data.part_digest("test"))
@@ -124,8 +125,23 @@ def table(finished: Mapping[Key, study.Run], base: Data, store: Path) -> pd.Data
     frames = [_read(path).assign(seed=0, set=name) for name, path in trivials.items()]
     frames += [_read(path).assign(arm=arm, seed=seed, set=name) for ((arm, seed), name), path in files.items()]
     frames += [training(histories[key]).assign(arm=key[0], seed=key[1], set=TRAINING) for key in whole]
+    failed = [key for key in finished if key not in whole]
+    if earlier is not None:
+        lost = earlier.runs["failed"] != ""
+        _require_same_sets(pd.concat(frames), earlier)
+        frames.append(earlier.table.merge(earlier.runs.loc[~lost, ["arm", "seed"]]))
+        failed += list(earlier.runs.loc[lost, ["arm", "seed"]].itertuples(index=False, name=None))
     good = pd.concat(frames, ignore_index=True)[COLUMNS]
-    return pd.concat([good, *(_worst(good, *key) for key in finished if key not in whole)], ignore_index=True)
+    return pd.concat([good, *(_worst(good, *key) for key in failed)], ignore_index=True)
+
+
+def _require_same_sets(found: pd.DataFrame, earlier: Judged) -> None:
+    """The trivial predictors tell whether two tables rest on the same phantoms and the same metrics."""
+    keys = ["arm", "set", "metric", "channel"]
+    now, then = (t[t["arm"].isin(trivial.PREDICTORS)].set_index(keys)["value"] for t in (found, earlier.table))
+    same = set(now.index) == set(then.index) and np.allclose(now, then[now.index], rtol=1e-4, atol=1e-6, equal_nan=True)
+    if not same:
+        raise study.StudyError(f"{earlier.source}: judged on other sets than these runs: remove it to record anew")
 
 
 def _compute(
@@ -179,8 +195,16 @@ def completed(wanted: Mapping[Key, study.Run]) -> dict[Key, study.Run]:
     return {key: run for key, run in wanted.items() if run.infra.status() == "completed"}
 
 
-def judged(finished: Mapping[Key, study.Run], profile: str, store: Path) -> Judged:
-    """The judgements of finished runs. Raises StudyError where there are none."""
+def elsewhere(earlier: Judged, wanted: Mapping[Key, study.Run]) -> Judged:
+    """The runs of a record that are still wanted, of the same configuration, and not completed in this store."""
+    here = completed(wanted)
+    lacking = {key: run.config.digest() for key, run in wanted.items() if key not in here}
+    chosen = [lacking.get((r.arm, r.seed)) == r.config for r in earlier.runs.itertuples()]
+    return dataclasses.replace(earlier, runs=earlier.runs[chosen])
+
+
+def judged(finished: Mapping[Key, study.Run], profile: str, store: Path, earlier: Judged | None = None) -> Judged:
+    """The judgements of finished runs, and of the runs of `earlier`. Raises StudyError where none is finished."""
     if not finished:
         raise study.StudyError(
             f"no run of {', '.join(STUDIES)} is complete in profile {profile}; `dotlib study` does it"
@@ -190,8 +214,10 @@ def judged(finished: Mapping[Key, study.Run], profile: str, store: Path) -> Judg
         history = run.result()
         row = {"arm": arm, "seed": seed, "failed": history.failed, "config": history.info["config_digest"]}
         rows.append(row | {"code": history.info["code"], "test": history.info.get("test", "unknown")})
-    base = configuration.profile(profile).base.data
-    return Judged(table(finished, base, store), pd.DataFrame(rows), profile, "runs/")
+    base, runs = configuration.profile(profile).base.data, pd.DataFrame(rows)
+    if earlier is not None:
+        runs = pd.concat([runs, earlier.runs], ignore_index=True)
+    return Judged(table(finished, base, store, earlier), runs, profile, "runs/")
 
 
 def evidence(profile: str, store: Path, folder: Path) -> Judged | None:

@@ -319,16 +319,14 @@ def test_diverged_run_has_the_worst_errors_and_nothing_else(runs, table):
 def found(runs, monkeypatch):
     """The two runs as those of a profile."""
     plain = judgement.table
-    monkeypatch.setattr(judgement, "table", lambda finished, base, store: plain(finished, TINY, runs[1]))
+    monkeypatch.setattr(judgement, "table", lambda finished, base, store, *rest: plain(finished, TINY, runs[1], *rest))
     return judgement.judged(runs[0], "smoke", runs[1])
 
 
 def test_record_says_the_same_after_the_trip(found, tmp_path):
     judged_records.save(found, tmp_path / "results" / judgement.NAME)
     loaded = judged_records.load(tmp_path / "results" / judgement.NAME)
-    keys = judged_records.COLUMNS[:5]
-    tables = [each.table.sort_values(keys).reset_index(drop=True) for each in (found, loaded)]
-    pd.testing.assert_frame_equal(*tables, rtol=1e-5)
+    pd.testing.assert_frame_equal(ordered(found.table), ordered(loaded.table), rtol=1e-5)
     pd.testing.assert_frame_equal(loaded.runs, found.runs)
     assert (loaded.profile, loaded.seeds, loaded.source) == ("smoke", 1, f"results/{judgement.NAME}")
     assert loaded.provenance == found.provenance and len(loaded.metrics) == 4
@@ -336,6 +334,44 @@ def test_record_says_the_same_after_the_trip(found, tmp_path):
     judged_records.save(loaded, tmp_path / "again")
     assert first == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
     assert set(first) == {"judged.csv", "runs.csv", "about.json"}
+
+
+def ordered(table):
+    keys = judged_records.COLUMNS[:5]
+    return table[judged_records.COLUMNS].sort_values(keys).reset_index(drop=True)
+
+
+def test_runs_of_a_record_stand_beside_those_of_the_store(found, runs, table):
+    """Half of the runs from the record, half from the store: the same numbers as all from the store."""
+    a, b = ({key: runs[0][key]} for key in KEYS)
+    earlier = dataclasses.replace(found, runs=found.runs[found.runs["arm"] == KEYS[1][0]])
+    both = judgement.judged(a, "smoke", runs[1], earlier)
+    pd.testing.assert_frame_equal(ordered(both.table), ordered(table), rtol=1e-5)
+    pd.testing.assert_frame_equal(both.runs, found.runs)
+    assert not set(judgement.judged(b, "smoke", runs[1]).runs["arm"]) & {KEYS[0][0]}
+
+
+def test_diverged_run_has_the_worst_errors_among_recorded_ones_too(found, runs, table):
+    failed = found.runs.assign(failed=["", "loss nan"])
+    rows = judgement.judged({KEYS[0]: runs[0][KEYS[0]]}, "smoke", runs[1], dataclasses.replace(found, runs=failed[1:]))
+    values = rows.table[rows.table["set"] == "default"].set_index(["arm", "metric", "channel"])["value"]
+    assert values[KEYS[1][0], "nrmse", "mua"] == values[KEYS[0][0], "nrmse", "mua"]
+    assert np.isnan(values[KEYS[1][0], "crc", "mua"])
+
+
+def test_only_wanted_runs_of_the_same_configuration_are_taken_over(found, runs, tmp_path):
+    missing = {key: a_run(tmp_path, "stage1-onecycle" if key == KEYS[0] else "stage1-adam", key[1]) for key in KEYS}
+    assert len(judgement.elsewhere(found, missing).runs) == 2
+    assert judgement.elsewhere(found, runs[0]).runs.empty  # the store has them
+    assert judgement.elsewhere(found, {KEYS[0]: missing[KEYS[0]]}).runs["arm"].tolist() == [KEYS[0][0]]
+    other = {KEYS[0]: a_run(tmp_path, "stage1-onecycle", optim__lr=1e-4)}
+    assert judgement.elsewhere(found, other).runs.empty
+
+
+def test_record_of_other_sets_is_refused_in_one_line(found, runs):
+    moved = found.table.assign(value=1.01 * found.table["value"])
+    with pytest.raises(study.StudyError, match="judged on other sets than these runs: remove it"):
+        judgement.judged(runs[0], "smoke", runs[1], dataclasses.replace(found, table=moved))
 
 
 @pytest.mark.parametrize("name", ["judged.csv", "runs.csv"])
@@ -410,6 +446,11 @@ def test_command_lists_what_is_missing_and_records_the_rest(found, runs, tmp_pat
     assert command.main(["judge", "--profile", "smoke", "--record"]) == 0
     out = capsys.readouterr().out
     assert "missing: stage1-phase3, seed 2\n2 of 3 runs judged, on 17 sets" in out
+    assert len(judged_records.load(tmp_path / "results" / judgement.NAME).runs) == 2
+    part = {KEYS[0]: runs[0][KEYS[0]], KEYS[1]: a_run(tmp_path / "other", "stage1-adam", seed=1)}
+    monkeypatch.setattr(judgement, "members", lambda profile, store: part)
+    assert command.main(["judge", "--profile", "smoke", "--record"]) == 0
+    assert "1 of 2 runs judged" in (out := capsys.readouterr().out) and "taken over from the record: 1" in out
     assert len(judged_records.load(tmp_path / "results" / judgement.NAME).runs) == 2
     monkeypatch.setattr(judgement, "members", lambda profile, store: missing)
     assert command.main(["judge", "--profile", "smoke"]) == 1
