@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from .config import Attention, Augmentation, Config, Data, Features, Links, Loss, Model, Optim, replace, train_share
-from .recipes import ADAM, BASELINES, Arm, Change, Study, steps, varied
+from .recipes import ADAM, BASELINES, Arm, Change, Study, averaging, steps, varied
 
 TEACHER = 2000  # seed of the network that perceptual terms look through
 SHARE = 0.4  # the earlier 2,000 of 5,000 phantoms
@@ -56,6 +56,8 @@ ALTERNATIVES = {
     "random features": "multi-scale loss",
     "fused links": "dense links",
     "identity gate": "attention",
+    "guided links": "dense links",
+    "depth 3": "depth",
 }
 IMPROVEMENTS = (*FULL, *ALTERNATIVES)
 SOURCES = {
@@ -81,13 +83,23 @@ SOURCES = {
     "random features": "control: the multi-scale loss on the features of an untrained network",
     "fused links": "all stages feed the last, in encoder and decoder",
     "identity gate": _GATES["identity"],
+    "guided links": "attention-guided links inside the encoder and the decoder",
+    "depth 3": "two more residual blocks a stage",
 }
 
 
-def multiscale(base: Config, source: str = "trained") -> Loss:
-    """The specification's multi-scale loss; trained features come from a plain run of the profile's own size."""
-    trained = {"epochs": base.training.epochs, "batch": base.training.batch} if source == "trained" else {}
+def multiscale(base: Config, source: str = "trained", data: Data | None = None) -> Loss:
+    """The specification's multi-scale loss; trained features come from a plain run on `data`, by default the base's, of
+    as many steps as the base takes."""
+    batch = base.training.batch
+    trained = {"epochs": _epochs(base, data or base.data, batch), "batch": batch} if source == "trained" else {}
     return Loss(rmse=1.0, ssim=0.3, perceptual=0.1, features=Features(source=source, seed=TEACHER, **trained))
+
+
+def _epochs(base: Config, data: Data, batch: int, share: float = 1.0) -> int:
+    """Epochs on `data` in batches of `batch` in which a share of the base's samples is seen."""
+    whole = train_share(base.data) // base.training.batch * base.training.batch * base.training.epochs
+    return max(1, round(share * whole / (train_share(data) // batch * batch)))
 
 
 def fewer(base: Config, share: float = SHARE) -> int:
@@ -111,21 +123,21 @@ def _optim(on: Collection[str]) -> Optim:
 
 def _model(on: Collection[str], base: Config) -> Model:
     kind = "sigmoid" if "attention" in on else "identity" if "identity gate" in on else None
-    links = "dense" if "dense links" in on else "fused" if "fused links" in on else None
+    links = next((name.removesuffix(" links") for name in on if name.endswith(" links")), None)
     return Model(
         name="hybrid" if "hybrid ViT" in on else "stage1",
         width=base.model.width,
-        depth=2 if "depth" in on else 1,
+        depth=3 if "depth 3" in on else 2 if "depth" in on else 1,
         dropout=0.1 if "dropout" in on else 0.0,
         attention=gated(kind, 2)(base) if kind else None,
         links=Links(kind=links) if links else None,
     )
 
 
-def _loss(on: Collection[str], base: Config) -> Loss:
+def _loss(on: Collection[str], base: Config, data: Data) -> Loss:
     fields: dict[str, Any] = {}
     if "multi-scale loss" in on or "random features" in on:
-        fields = multiscale(base, "random" if "random features" in on else "trained").model_dump()
+        fields = multiscale(base, "random" if "random features" in on else "trained", data).model_dump()
     elif "SSIM loss" in on:
         fields = {"rmse": 0.7, "ssim": 0.3}
     elif "gradient loss" in on:
@@ -153,22 +165,19 @@ def recipe(on: Collection[str]) -> dict[str, Change]:
         return base.data.model_copy(update=changes)
 
     def epochs(base: Config) -> int:
-        whole = train_share(base.data) // base.training.batch * base.training.batch * base.training.epochs
-        seen = train_share(data(base)) // batch(base) * batch(base)
-        return max(1, round(whole * (1.0 if "duration" in on else 0.5) / seen))
-
-    def averaging(base: Config) -> float:
-        return 1 - 10 / max(epochs(base) * (train_share(data(base)) // batch(base)), 20)
+        return _epochs(base, data(base), batch(base), 1.0 if "duration" in on else 0.5)
 
     changes: dict[str, Change] = {"optim": _optim(on), "model": lambda base: _model(on, base), "data": data}
-    changes |= {"training.epochs": epochs, "training.batch": batch, "loss": lambda base: _loss(on, base)}
+    changes |= {"training.epochs": epochs, "training.batch": batch, "loss": lambda base: _loss(on, base, data(base))}
     changes |= {"test": _own_test(data)}
     if "batch" in on:
         changes["training.micro"] = lambda base: base.training.batch
     if "augmentation" in on:
         changes["augment"] = Augmentation()
     if "EMA" in on:
-        changes["training.ema"] = averaging
+        changes["training.ema"] = lambda base: averaging(
+            replace(base, {"data": data(base), "training.epochs": epochs(base), "training.batch": batch(base)})
+        )
     return changes
 
 
@@ -214,8 +223,6 @@ def _phase(network: str, number: int) -> Arm:
 
 
 ROADMAP = {f"{network}-phase{n}": _phase(network, n) for network in ("legacy", "stage1") for n in range(4)}
-
-
 SIZES_OF_DATA = (256, 512, 1024, 2048, 4096)  # training phantoms
 
 

@@ -21,6 +21,7 @@ from . import losses, machine, memory, metrics, optim, perceptual, provenance
 from .config import Config, ConfigError
 from .data import augment, dataset
 from .data.bodies import Bodies
+from .data.dataset import Dataset
 from .evaluation import CHANNELS, judge, mixed, network, predict, prepared, trained
 from .journal import Journal
 from .monitor import Monitor
@@ -93,6 +94,7 @@ def fit(
     on = on or machine.device()
     folder.mkdir(parents=True, exist_ok=True)
     data, dtype = dataset.load(config.data), machine.precision(config.training.precision, on)
+    test = dataset.judging(config, data)
     machine.prepare(on, dtype)
     train = data.volumes("train", on, torch.float16)
     validation, tissue = data.volumes("validation", on, torch.float16), data.tissue("validation", on)
@@ -124,7 +126,7 @@ def fit(
 
     forward, how, micro = memory.plan(model, config.training, on, trial, journal.micro)
     journal.micro = micro
-    info = _info(config, data, model, on, dtype) | {"compile": how, "micro": micro, "earlier": journal.earlier}
+    info = _info(config, data, test, model, on, dtype) | {"compile": how, "micro": micro, "earlier": journal.earlier}
 
     with Monitor(on) as monitor:
         while not journal.ended():
@@ -186,10 +188,9 @@ def fit(
             if report:
                 report(row)
 
-    data = dataset.load(config.test) if config.test else data
-    tables = {"last": judge(trained(config, folder, "last", on), data, dtype)}
+    tables = {"last": judge(trained(config, folder, "last", on), test, dtype)}
     same = journal.best_epoch() == len(journal.epochs) - 1
-    tables["best"] = tables["last"] if same else judge(trained(config, folder, "best", on), data, dtype)
+    tables["best"] = tables["last"] if same else judge(trained(config, folder, "best", on), test, dtype)
     table = pd.concat([frame.assign(checkpoint=name) for name, frame in tables.items()], ignore_index=True)
     return _history(journal, columns, table, info)
 
@@ -267,12 +268,12 @@ def _steps(rows: list[tuple], columns: Sequence[str], first: int = 0) -> pd.Data
     return frame.set_axis(range(first, first + len(rows)))
 
 
-def _info(config: Config, data: dataset.Dataset, model: nn.Module, on: str, dtype: torch.dtype) -> dict:
+def _info(config: Config, data: Dataset, test: Dataset, model: nn.Module, on: str, dtype: torch.dtype) -> dict:
     return {
         "config": config.model_dump(mode="json"),
         "config_digest": config.digest(),
         "data": data.digest,
-        "test": (dataset.load(config.test) if config.test else data).part_digest("test"),
+        "test": test.part_digest("test"),
         "parameters": sum(p.numel() for p in model.parameters()),
         "optimiser": {"name": config.optim.name, "beta2": config.optim.betas[1]},
         "precision": str(dtype).removeprefix("torch."),

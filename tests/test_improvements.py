@@ -17,7 +17,7 @@ FIELDS = {
     "decay schedule": {"optim.weight_decay", "optim.final_decay"},
     "duration": {"training.epochs"},
     "batch": {"training.batch", "training.micro", "training.epochs"},
-    "data size": {"data.train", "training.epochs"},
+    "data size": {"data.train", "training.epochs", "loss.features"},  # its teacher's phantoms are as many, its steps too
     "tumour size": {"data.family"},
     "attention": {"model.attention"},
     "depth": {"model.depth"},
@@ -34,6 +34,8 @@ FIELDS = {
     "random features": {"loss.ssim", "loss.perceptual", "loss.features"},
     "fused links": {"model.links"},
     "identity gate": {"model.attention"},
+    "guided links": {"model.links"},
+    "depth 3": {"model.depth"},
 }
 WHOLE = {"model.attention", "model.links", "augment", "loss.features", "test"}  # compared as one value
 # two arms that train with other phantoms, or other numbers of them, may need `test` to name the common set; an average
@@ -74,7 +76,7 @@ def test_arms_of_a_study_share_the_bases_test_set(name, size):
 
 
 def test_every_improvement_is_studied_in_both_directions():
-    assert set(FIELDS) == set(IMPROVEMENTS) and len(IMPROVEMENTS) == 22
+    assert set(FIELDS) == set(IMPROVEMENTS) and len(IMPROVEMENTS) == 24
     added, left = set(STUDIES["4.5-add-one-in"].arms), set(STUDIES["4.5-leave-one-out"].arms)
     assert added == {"baseline", *(f"add-{label(name)}" for name in IMPROVEMENTS)}
     ways = {name: "swap" if name in ALTERNATIVES else "leave" for name in IMPROVEMENTS}

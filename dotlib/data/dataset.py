@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..config import Data, root
+from ..config import Config, ConfigError, Data, root
 from . import checks, phantoms, store
 from .bodies import Bodies
 from .split import NAMES, QUALITY_EDGE, digest, split, strata
@@ -102,15 +102,35 @@ def _chosen(file: store.File, column: str, chosen: np.ndarray) -> np.ndarray:
 def load(config: Data, folder: Path | None = None) -> Dataset:
     """The phantoms of a configuration and their split; with measurements from its file, simulated where it is missing.
 
-    The files lie in `folder`, the project's data/ by default.
+    The files lie in `folder`, the project's data/ by default. Phantom i of every family rests on the same random
+    numbers, and is, without measurements, in the same part: that which it has in the default family.
     """
     if config.measurements is None:
-        tables = _tables(config.family, config.phantoms, config.seed)
-        found = Dataset(tables, split(strata(tables), config.fractions, config.seed), config.grid)
+        tables, common = (_tables(family, config.phantoms, config.seed) for family in (config.family, "default"))
+        found = Dataset(tables, split(strata(common), config.fractions, config.seed), config.grid)
     else:
         prepare(config, folder)
         found = read(location(config, folder), config.grid, config.fractions, config.seed, store.identity(config))
     return found if config.train is None else fewer(found, config.train)
+
+
+def judging(config: Config, data: Dataset) -> Dataset:
+    """The dataset whose test part judges what is trained with `data`, the phantoms of `config.data`.
+
+    Raises ConfigError where one of its phantoms has the random numbers, so nearly the shape, of one that is in use.
+    """
+    if config.test is None:
+        return data
+    test = load(config.test)
+    if config.test.seed == config.data.seed:
+        n = min(len(data.labels), len(test.labels))
+        twins = (test.labels[:n] == NAMES.index("test")) & np.isin(data.labels[:n], (0, 1))
+        if twins.any():
+            raise ConfigError(
+                f"test: {twins.sum()} of its phantoms are of the same draw as ones that are trained with; "
+                "another data.seed is accepted"
+            )
+    return test
 
 
 def fewer(data: Dataset, train: int) -> Dataset:
