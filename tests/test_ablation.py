@@ -209,7 +209,7 @@ def test_power_names_the_difference_that_each_family_can_find():
     assert table.loc[(len(NAMES), 3), "by itself, %"] == pytest.approx(20.5, abs=0.05)
     few = stats_crossed.detectable_difference(ASSUMED, 3, 64, alpha=0.05 / len(NAMES))
     assert table.loc[(len(NAMES), 3), "in the family, %"] == pytest.approx(few)
-    assert table["planned"].to_dict() == {(2, 3): "no", (2, 10): "yes", (22, 3): "yes", (22, 10): "no"}
+    assert table["planned"].to_dict() == {(2, 3): "no", (2, 10): "yes", (24, 3): "yes", (24, 10): "no"}
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_page_puts_what_is_worse_first_and_counts_everything():
     text = advice.page(table, claims, ["A remark."])
     order = [text.index(advice.HEADS[word]) for word in advice.ADVICE if (table["advice"] == word).any()]
     assert order == sorted(order)
-    assert {"depth", "attention"} <= set(table["improvement"]) and text.count(" % operations") == 6
+    assert {"depth", "attention"} <= set(table["improvement"]) and text.count(" % operations") == 7
     heads = text.index(advice.HEADS["leave out"]), text.index(advice.HEADS["either way"])
     assert heads[0] < text.index("* depth: in full +8") < heads[1]
     assert text.index(advice.HEADS["switch on"]) < text.index("* attention: in full -3")
@@ -263,9 +263,9 @@ def test_remarks_name_what_is_resolved_and_what_could_not_have_been():
     flat = dict.fromkeys(NAMES, 0.0)
     add, leave = both(0.005, seeds=10, alone=flat, within=flat | {"depth": 0.5})
     text = advice.interplay(ablation.interactions(add, leave))
-    assert text.endswith("1 of 22 resolved after Holm's adjustment: depth (+65.5 %).") or "depth (+6" in text
+    assert text.endswith("1 of 24 resolved after Holm's adjustment: depth (+65.5 %).") or "depth (+6" in text
     assert advice.interplay(ablation.interactions(add, None)) == "Interactions: not computed, a study is not computed."
-    assert "a reduction of 20 %" in advice.reach(found(), 64) and "of 66 % at Holm's" in advice.reach(found(), 64)
+    assert "a reduction of 20 %" in advice.reach(found(), 64) and "of 68 % at Holm's" in advice.reach(found(), 64)
     assert "not computed" in advice.reach(ablation.effects(None, None), 64)
 
 

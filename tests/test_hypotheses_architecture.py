@@ -8,7 +8,7 @@ import pytest
 from scipy import stats as scipy_stats
 from test_optimisers import record_of
 
-from dotlib import improvements, records
+from dotlib import records
 from dotlib.data import phantoms
 from dotlib.sections import hypotheses, optimisers
 from dotlib.sections import hypotheses_architecture as architecture
@@ -37,9 +37,11 @@ def test_expected_ranges_are_those_of_the_specification():
     assert ranges.pop("H2, larger tumours") == pytest.approx((np.nan, np.inf), nan_ok=True)
     assert ranges == {
         "H2, more data": (5, 15), "H2, first phase": (20, 30), "H3, gate as specified": (10, 15),
-        "H3, gate from identity": (10, 15), "H5": (5, 10), "H6": (5, 12), "H7, weight": (0, np.inf), "H9": (5, 10),
+        "H3, gate from identity": (10, 15), "H5": (5, 10), "H6": (5, 12), "H7, weight": (0, np.inf),
+        "H9, 2 blocks": (5, 10), "H9, 3 blocks": (5, 10),
         "H12, dropout": (0, np.inf), "H12, dropout, endpoint": (0, np.inf), "H12, decay": (0, np.inf),
-        "H14, dense": (0, np.inf), "H14, fused": (0, np.inf), "H14, hybrid": (0, np.inf),
+        "H14, dense": (0, np.inf), "H14, fused": (0, np.inf), "H14, guided": (0, np.inf),
+        "H14, hybrid": (0, np.inf),
     }  # fmt: skip
 
 
@@ -65,8 +67,9 @@ def test_primary_intervals_share_five_per_cent():
 
 @pytest.mark.parametrize(
     ("claim", "arm"),
-    [("H2, more data", "data-size"), ("H5", "augmentation"), ("H7, weight", "channel-weight"), ("H9", "depth"),
-     ("H12, dropout, endpoint", "dropout"), ("H14, dense", "dense-links"), ("H14, hybrid", "hybrid-vit")],
+    [("H2, more data", "data-size"), ("H5", "augmentation"), ("H7, weight", "channel-weight"),
+     ("H9, 2 blocks", "depth"), ("H12, dropout, endpoint", "dropout"),
+     ("H14, dense", "dense-links"), ("H14, hybrid", "hybrid-vit")],
 )  # fmt: skip
 def test_direction_of_a_pair_is_with_the_improvement_against_without(claim, arm):
     """A lower error of the arm that has it is found as an improvement, in both directions."""
@@ -82,11 +85,15 @@ def test_runs_that_are_the_same_improve_nothing():
     assert row[["found, %", "verdict", "note"]].tolist() == [0, "refuted", "the same runs as leave-channel-weight"]
 
 
-def test_fused_links_in_full_are_set_against_none():
-    levels = {"swap-fused-links": -0.2, "leave-dense-links": 0.1}
-    row = verdicts(record_of(levels), "4.5-leave-one-out").loc["H14, fused, in full"]
+@pytest.mark.parametrize(
+    ("claim", "arm", "none"),
+    [("H14, fused", "fused-links", "dense-links"), ("H14, guided", "guided-links", "dense-links"),
+     ("H9, 3 blocks", "depth-3", "depth")],
+)  # fmt: skip
+def test_alternatives_in_full_are_set_against_none(claim, arm, none):
+    levels = {f"swap-{arm}": -0.2, f"leave-{none}": 0.1, "full": 0.3}
+    row = verdicts(record_of(levels), "4.5-leave-one-out").loc[f"{claim}, in full"]
     assert row["found, %"] == pytest.approx(100 * (1 - np.exp(-0.3))) and "against none" in row["note"]
-    assert improvements.ALTERNATIVES["fused links"] == "dense links"
 
 
 @pytest.mark.parametrize(("phase1", "word"), [(-0.3, "confirmed"), (-0.1, "refuted"), (0.1, "refuted")])

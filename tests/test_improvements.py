@@ -1,10 +1,12 @@
 """Arms of sections 4.4 and 4.5: each differs in what it declares, in both directions, and all share a test set."""
 
+import numpy as np
 import pytest
 
-from dotlib import arms, improvements
+from dotlib import arms, improvements, perceptual
 from dotlib.arms import ARMS, STUDIES
 from dotlib.config import ONECYCLE, PROFILES, train_share
+from dotlib.data import dataset
 from dotlib.improvements import ALTERNATIVES, IMPROVEMENTS, label
 from dotlib.recipes import ADAM, steps
 
@@ -17,7 +19,11 @@ FIELDS = {
     "decay schedule": {"optim.weight_decay", "optim.final_decay"},
     "duration": {"training.epochs"},
     "batch": {"training.batch", "training.micro", "training.epochs"},
-    "data size": {"data.train", "training.epochs", "loss.features"},  # its teacher's phantoms are as many, its steps too
+    "data size": {
+        "data.train",
+        "training.epochs",
+        "loss.features",
+    },  # its teacher's phantoms are as many, its steps too
     "tumour size": {"data.family"},
     "attention": {"model.attention"},
     "depth": {"model.depth"},
@@ -102,6 +108,38 @@ def test_improvements_are_compared_at_as_many_samples(size):
         half = name == "leave-duration" or ((name == "baseline" or name[:4] == "add-") and name != "add-duration")
         seen = steps(config) * config.training.batch
         assert seen == pytest.approx(whole / 2 if half else whole, rel=0.02), name
+
+
+@pytest.mark.parametrize("size", ["quick", "full"])
+def test_no_arm_trains_with_the_draw_of_a_phantom_that_it_is_judged_on(size):
+    """Nor with phantoms of another family that rest on its random numbers."""
+    every = {(c.data, c.test or c.data) for name in NEW for c in (arms.arm(arm, size) for arm in STUDIES[name].arms)}
+    assert len({data.family for data, _ in every}) == 5
+    for pair in every:  # without readings, whose files would be simulated; test_split has some with
+        used, judged = (dataset.load(data.model_copy(update={"measurements": None})).labels for data in pair)
+        n = min(len(used), len(judged))
+        assert not (np.isin(used[:n], (0, 1)) & (judged[:n] == 2)).any() and (judged == 2).sum() >= 64
+
+
+@pytest.mark.parametrize("size", ["quick", "full"])
+def test_arms_of_attention_and_families_change_their_own_field_alone(size):
+    reference = arms.arm("stage1-onecycle", size)
+    declared = {"model.attention": improvements.ATTENTION, "data.family": improvements.FAMILIES}
+    declared |= {"model.width": ("narrow", "wide"), "model.name": ("hybrid", "vit")}
+    assert {*improvements.ATTENTION, *improvements.SIZES} == {n for k, v in declared.items() if k[0] == "m" for n in v}
+    for field, names in declared.items():
+        for name in names:
+            assert differing(reference, arms.arm(name, size)) - FOLLOWS == {field}, name
+
+
+@pytest.mark.parametrize("size", ["quick", "full"])
+def test_teachers_take_the_profiles_steps_on_their_arms_phantoms(size):
+    base = PROFILES[size].base
+    arms_of = (arms.arm(name, size) for name in STUDIES["4.5-leave-one-out"].arms + STUDIES["4.5-add-one-in"].arms)
+    teachers = {teacher for config in arms_of if (teacher := perceptual.teacher_config(config))}
+    assert {teacher.data.train for teacher in teachers} == {None, improvements.fewer(base)}
+    for teacher in teachers:
+        assert steps(teacher) == pytest.approx(steps(base), rel=0.01)
 
 
 def test_full_recipe_has_what_each_improvement_says():

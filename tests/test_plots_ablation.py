@@ -13,6 +13,7 @@ from test_plots_optimisers import assert_legible, drawn
 from test_stability import of_law
 
 from dotlib import plots, report
+from dotlib.improvements import IMPROVEMENTS
 from dotlib.plots import ablation as figures
 from dotlib.plots.optimisers import BAD
 from dotlib.sections import ablation, learning_curve, stability
@@ -47,7 +48,7 @@ def test_forest_draws_both_directions_of_every_improvement():
         ratios = 1 + table.loc[table["where"] == where, "effect"] / 100
         points = drawn(figure, marker)
         assert [x for x, _ in points] == pytest.approx([r for r in ratios if left <= r <= right]), where
-        assert {round(y) for _, y in points} <= {-i for i in range(22)}
+        assert {round(y) for _, y in points} <= {-i for i in range(len(IMPROVEMENTS))}
     names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert names == table.drop_duplicates("name")["label"].tolist()
 
@@ -70,17 +71,20 @@ def test_forest_writes_the_numbers_of_both_directions_beside_them():
         assert ("failed" in text.get_text()) == bool(row["failed"])
         assert ("no interval" in text.get_text()) == np.isnan(row["low"])
     places = figure.axes[1].get_yticks()
-    assert len(set(places)) == 44 and (np.abs(places - np.round(places)) == pytest.approx(figures.OFFSET))
+    assert len(set(places)) == 2 * len(IMPROVEMENTS) and (
+        np.abs(places - np.round(places)) == pytest.approx(figures.OFFSET)
+    )
 
 
 def test_forest_of_one_study_says_that_the_other_is_not_computed():
     figure = figures.forest(ablation.effects(records()[0], None), "effect (%)")
     beside = [text.get_text() for text in figure.axes[1].get_yticklabels()]
-    assert beside[22:] == ["not computed"] * 22 and "not computed" not in beside[:22]
+    n = len(IMPROVEMENTS)
+    assert beside[n:] == ["not computed"] * n and "not computed" not in beside[:n]
     assert not drawn(figure, "s") and len(drawn(figure)) > 15
 
 
-def test_forest_of_forty_four_rows_is_legible():
+def test_forest_of_all_rows_is_legible():
     figure = figures.forest(effects(), r"effect on the nrmse of $\mu_a$ (%)")
     assert_legible(figure)
     assert figure.get_size_inches()[1] < 8.2  # of a page, 590 pt

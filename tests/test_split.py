@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from tiny import tiny
 
-from dotlib.config import Data
-from dotlib.data import dataset, phantoms, split
+from dotlib.config import ConfigError, Data, Measurements
+from dotlib.data import dataset, phantoms, split, store
 
 FRACTIONS = (14, 3, 3)
 
@@ -149,3 +150,43 @@ def test_standard_is_the_mean_and_deviation_in_the_tissue(dtype):
         values = volumes.double().numpy()[:, channel][volumes[:, 1].numpy() > 0]
         assert mean[channel].item() == pytest.approx(values.mean(), rel=1e-6)
         assert sd[channel].item() == pytest.approx(values.std(), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", phantoms.FAMILIES)
+def test_phantom_is_in_the_same_part_in_every_family(family):
+    """Phantom i of all families rests on the same random numbers: what is judged on must be trained with in none."""
+    base = Data(phantoms=120, fractions=(4, 1, 1), grid=16, seed=3)
+    labels = dataset.load(base.model_copy(update={"family": family})).labels
+    assert np.array_equal(labels, dataset.load(base).labels)
+
+
+def test_phantoms_of_two_families_are_nearly_the_same():
+    """Why they have to be in the same part."""
+    default, small = (phantoms.sample(family, 50, 0) for family in ("default", "small"))
+    assert np.array_equal(default[:, 0], small[:, 0], equal_nan=True)
+    assert np.isfinite(default[:, 1:, phantoms.MUA]).sum() == np.isfinite(small[:, 1:, phantoms.MUA]).sum()
+
+
+@pytest.mark.parametrize(
+    ("test", "refused"), [({"seed": 1}, False), ({"family": "small"}, False), ({"fractions": (1, 1, 1)}, True)]
+)
+def test_training_on_the_draw_of_a_test_phantom_is_refused(test, refused):
+    data = Data(phantoms=60, fractions=(4, 1, 1), grid=16)
+    config = tiny(data=data, test=data.model_copy(update=test))
+    if refused:
+        with pytest.raises(
+            ConfigError, match=r"test: \d+ of its phantoms are of the same draw as ones that are trained"
+        ):
+            dataset.judging(config, dataset.load(data))
+    else:
+        assert dataset.judging(config, dataset.load(data)).digest == dataset.load(config.test).digest
+
+
+def test_measured_families_have_the_default_ones_split(tmp_path):
+    """Whatever their readings are like; a phantom that failed its checks is in no part."""
+    base = Data(phantoms=12, fractions=(4, 1, 1), grid=16, measurements=Measurements(grid=32))
+    default, small = (dataset.load(base.model_copy(update={"family": f}), tmp_path) for f in ("default", "small"))
+    assert default.content != small.content and np.array_equal(small.labels, default.labels)
+    with store.File(default.path) as file:
+        own = split.strata(file.read("ellipsoids"), file.raw("sigma"))
+    assert np.array_equal(default.labels, split.split(own, base.fractions, base.seed))

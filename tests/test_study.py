@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import Inline, Stop, a_run, states
 
-from dotlib import arms, config, machine, outcomes, records, results, study, tracking, trainer
+from dotlib import arms, config, machine, outcomes, recipes, records, results, study, tracking, trainer
 from dotlib.config import ConfigError
 from dotlib.data import dataset, split
 from dotlib.study import StudyError
@@ -195,6 +195,17 @@ def test_micro_batch_that_depends_on_the_machine_is_refused(tmp_path, monkeypatc
     with pytest.raises(ConfigError) as error:
         study.runs([ARMS[0], "automatic"], "smoke", 1, tmp_path)
     assert line(error).startswith("arm automatic: training.micro = 'auto' depends on the machine")
+
+
+def test_arms_of_two_test_sets_are_refused_and_a_named_one_is_the_cure(tmp_path, monkeypatch):
+    base = config.profile("smoke").base.data
+    changes = {"data": base.model_copy(update={"family": "small"})}
+    for name, more in (("elsewhere", {}), ("at-home", {"test": base})):
+        made_up = recipes.Arm(arms.ARMS["stage1-adam"].changes | changes | more, "made up")
+        monkeypatch.setitem(arms.ARMS, name, made_up)
+    with pytest.raises(ConfigError, match="arms stage1-adam, elsewhere: 2 test sets; arms are judged on one"):
+        study.runs(("stage1-adam", "elsewhere"), "smoke", 1, tmp_path)
+    assert len(study.runs(("stage1-adam", "at-home"), "smoke", 1, tmp_path)) == 2
 
 
 def test_arms_of_one_configuration_are_one_run(tmp_path, inline, monkeypatch):

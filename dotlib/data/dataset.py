@@ -103,15 +103,23 @@ def load(config: Data, folder: Path | None = None) -> Dataset:
     """The phantoms of a configuration and their split; with measurements from its file, simulated where it is missing.
 
     The files lie in `folder`, the project's data/ by default. Phantom i of every family rests on the same random
-    numbers, and is, without measurements, in the same part: that which it has in the default family.
+    numbers, and is in the same part: that which it has in the default family.
     """
     if config.measurements is None:
-        tables, common = (_tables(family, config.phantoms, config.seed) for family in (config.family, "default"))
-        found = Dataset(tables, split(strata(common), config.fractions, config.seed), config.grid)
+        tables = _tables(config.family, config.phantoms, config.seed)
+        found = Dataset(tables, split(strata(tables), config.fractions, config.seed), config.grid)
     else:
         prepare(config, folder)
         found = read(location(config, folder), config.grid, config.fractions, config.seed, store.identity(config))
+    if (common := _default(config)) != config:
+        labels = np.where(found.labels < 0, np.int8(-1), load(common, folder).labels)
+        found = replace(found, labels=labels)
     return found if config.train is None else fewer(found, config.train)
+
+
+def _default(config: Data) -> Data:
+    """The same phantoms of the default family, whose split is that of all families."""
+    return config.model_copy(update={"family": "default", "train": None} if config.family != "default" else {})
 
 
 def judging(config: Config, data: Dataset) -> Dataset:
@@ -182,11 +190,12 @@ def read(
 
 
 def prepare(config: Data, folder: Path | None = None) -> None:
-    """See to it that the file of a configuration exists, if it needs one."""
-    if config.measurements and not (file := location(config, folder)).exists():
-        from . import simulate  # with the solver: what reads a file does without it
+    """See to it that the file of a configuration exists, if it needs one, and that of the split of all families."""
+    for data in {config, _default(config)} if config.measurements else ():
+        if not (file := location(data, folder)).exists():
+            from . import simulate  # with the solver: what reads a file does without it
 
-        simulate.simulate(config, file)
+            simulate.simulate(data, file)
 
 
 def location(config: Data, folder: Path | None = None) -> Path:
@@ -203,6 +212,7 @@ def key(config: Data) -> str:
     if config.measurements is None:
         return plain
     rules = f"{plain} {location(config, Path()).name} {QUALITY_EDGE} {checks.LEGEND}"  # of the split and who is in it
+    rules += f" {location(common, Path()).name}" if (common := _default(config)) != config else ""
     return hashlib.sha256(rules.encode()).hexdigest()[:16]
 
 

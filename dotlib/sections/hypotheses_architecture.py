@@ -11,7 +11,7 @@ import pandas as pd
 from .. import config as configuration
 from .. import stats
 from ..data import phantoms
-from ..improvements import label
+from ..improvements import ALTERNATIVES, label
 from ..stats import Interval
 from . import hypotheses
 from .hypotheses import NO_PROMISE, Hypothesis
@@ -29,9 +29,13 @@ _AT_ONCE = "data size, tumour size and optimiser change at once"
 def _both(name: str, expected: str, improvement: str, low: float, high: float = np.inf, **more) -> list[Hypothesis]:
     """A hypothesis on one improvement, in both directions."""
     pairs = ((f"add-{label(improvement)}", "baseline"), ("full", f"leave-{label(improvement)}"))
+    notes = [more.pop("note", "")] * 2
+    if improvement in ALTERNATIVES:
+        pairs = (pairs[0], (f"swap-{label(improvement)}", f"leave-{label(ALTERNATIVES[improvement])}"))
+        notes[1] = "against none in the full recipe"  # not against what it takes the place of
     return [
-        Hypothesis(f"{name}, {where}", expected, *pair, low, high, **more)
-        for where, pair in zip(DIRECTIONS, pairs, strict=True)
+        Hypothesis(f"{name}, {where}", expected, *pair, low, high, note=note, **more)
+        for where, pair, note in zip(DIRECTIONS, pairs, notes, strict=True)
     ]
 
 
@@ -50,16 +54,14 @@ HYPOTHESES = (
     *_both("H5", "5-10 % better generalisation by augmentation", "augmentation", 5, 10),
     *_both("H6", "5-12 % better SSIM by the multi-scale loss", "multi-scale loss", 5, 12, of="ssim"),
     *_both("H7, weight", "better mua by a channel-weighted loss", "channel weight", 0),
-    *_both("H9", "5-10 % better features by 2-3 residual blocks a stage", "depth", 5, 10),
+    *_both("H9, 2 blocks", "5-10 % better features by 2-3 residual blocks a stage", "depth", 5, 10),
+    *_both("H9, 3 blocks", "5-10 % better features by 2-3 residual blocks a stage", "depth 3", 5, 10),
     *_both("H12, dropout", "less overfitting by spatial dropout", "dropout", 0, of="gap", note=_MECHANICAL),
     *_both("H12, dropout, endpoint", "less overfitting by spatial dropout, so a lower error", "dropout", 0),
     *_both("H12, decay", "less overfitting by a weight-decay schedule", "decay schedule", 0, of="gap"),
     *_both("H14, dense", "better information flow by dense links", "dense links", 0),
-    Hypothesis("H14, fused, alone", "better information flow by fused links", "add-fused-links", "baseline", 0),
-    Hypothesis(
-        "H14, fused, in full", "better information flow by fused links", "swap-fused-links", "leave-dense-links", 0,
-        note="fused links against none in the full recipe",
-    ),
+    *_both("H14, fused", "better information flow by fused links", "fused links", 0),
+    *_both("H14, guided", "better information flow by attention-guided links", "guided links", 0),
     *_both("H14, hybrid", "better long-range modelling by a hybrid encoder", "hybrid ViT", 0),
 )  # fmt: skip
 # what this section has no runs for: what is expected, and where it is answered
