@@ -58,7 +58,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("study", help=f"one of {', '.join(STUDIES)}")
         command.add_argument("--seeds", type=int, default=0, help="paired seeds; 0, the default: the study's own")
     commands.choices["study"].add_argument(
-        "--on", choices=("here",), default="here", help="where the runs are computed"
+        "--on",
+        choices=("here", "nowhere"),
+        default="here",
+        help="where runs are computed; nowhere: take those that are",
     )
     commands.choices["study"].add_argument("--record", action="store_true", help="write its tables to results/")
     command = add("judge", _judge, "Judge the roadmap's finished runs on other phantoms.", "--profile quick --record")
@@ -128,17 +131,26 @@ def _study(arguments: argparse.Namespace) -> int:
     wanted = _runs(arguments)
     from . import records, results, study
 
-    study.compute(wanted)
-    histories = {key: run.result() for key, run in wanted.items()}
-    if arguments.record:
-        folder = root() / "results" / arguments.study
-        records.save(results.record(histories, arguments.profile), folder)
-        print(f"recorded in {folder}")
+    folder = root() / "results" / arguments.study
+    earlier = results.elsewhere(folder, arguments.profile, wanted) if arguments.record else None
+    rows = [] if earlier is None else earlier.runs[["arm", "seed", "failed"]].itertuples(index=False, name=None)
+    taken = {(arm, seed): line for arm, seed, line in rows}
+    mine = {key: run for key, run in wanted.items() if key not in taken}
+    if arguments.on == "nowhere":
+        mine = {key: run for key, run in mine.items() if run.infra.status() == "completed"}
+    study.compute(mine)
+    histories = {key: run.result() for key, run in mine.items()}
+    if arguments.record and histories:
+        found = results.record(histories, arguments.profile, {key: run.data for key, run in mine.items()})
+        found = found if earlier is None else results.joined(found, earlier, wanted)
+        records.save(found, folder)
+        print(f"recorded in {folder}: {len(histories)} runs from here, {len(taken)} that were there")
     _status(arguments)
-    failed = {key: history.failed for key, history in histories.items() if history.failed}
+    failed = taken | {key: history.failed for key, history in histories.items()}
     for (arm, seed), line in failed.items():
-        print(f"dotlib: {arm}, seed {seed} diverged: {line}", file=sys.stderr)
-    return EXIT_FAILED if failed else 0
+        if line:
+            print(f"dotlib: {arm}, seed {seed} diverged: {line}", file=sys.stderr)
+    return EXIT_FAILED if any(failed.values()) else 0
 
 
 def _status(arguments: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from .records import DIGITS
 
 COLUMNS = ["arm", "seed", "set", "metric", "channel", "value", "n"]
 KEYS = ["set", "metric", "channel", "n"]  # of a row of judged.csv, which has a column for each run
-TEXT = dict.fromkeys(("failed", "config", "code", "test"), str)  # digests, some of which look like numbers
+TEXT = dict.fromkeys(("failed", "config", "key", "code", "test"), str)  # digests, some of which look like numbers
 TABLES = ("judged", "runs")
 
 
@@ -63,7 +63,7 @@ def load(folder: Path) -> Judged:
     wide = pd.read_csv(io.StringIO(texts["judged"]), dtype=str, keep_default_na=False)
     runs = pd.read_csv(io.StringIO(texts["runs"]), dtype=TEXT)
     source = f"{folder.parent.name}/{folder.name}"
-    return Judged(_long(wide), runs.fillna({"failed": ""}), about.profile, source)
+    return Judged(_long(wide), runs.fillna({"failed": "", "key": ""}), about.profile, source)
 
 
 def _wide(table: pd.DataFrame) -> pd.DataFrame:

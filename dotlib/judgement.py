@@ -196,11 +196,8 @@ def completed(wanted: Mapping[Key, study.Run]) -> dict[Key, study.Run]:
 
 
 def elsewhere(earlier: Judged, wanted: Mapping[Key, study.Run]) -> Judged:
-    """The runs of a record that are still wanted, of the same configuration, and not completed in this store."""
-    here = completed(wanted)
-    lacking = {key: run.config.digest() for key, run in wanted.items() if key not in here}
-    chosen = [lacking.get((r.arm, r.seed)) == r.config for r in earlier.runs.itertuples()]
-    return dataclasses.replace(earlier, runs=earlier.runs[chosen])
+    """The runs of a record that `study.elsewhere` finds in it."""
+    return dataclasses.replace(earlier, runs=study.elsewhere(earlier.runs, dict(wanted)))
 
 
 def judged(finished: Mapping[Key, study.Run], profile: str, store: Path, earlier: Judged | None = None) -> Judged:
@@ -212,7 +209,13 @@ def judged(finished: Mapping[Key, study.Run], profile: str, store: Path, earlier
     rows = []
     for (arm, seed), run in finished.items():
         history = run.result()
-        row = {"arm": arm, "seed": seed, "failed": history.failed, "config": history.info["config_digest"]}
+        row = {
+            "arm": arm,
+            "seed": seed,
+            "failed": history.failed,
+            "config": history.info["config_digest"],
+            "key": run.data,
+        }
         rows.append(row | {"code": history.info["code"], "test": history.info.get("test", "unknown")})
     base, runs = configuration.profile(profile).base.data, pd.DataFrame(rows)
     if earlier is not None:

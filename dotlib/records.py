@@ -20,7 +20,7 @@ KEYS = ["arm", "seed", "checkpoint", "metric", "channel"]
 DIGITS = "%.6g"
 TABLES = ("metrics", "epochs", "runs")
 # digests, some of which look like numbers
-TEXT = dict.fromkeys(("failed", "config", "data", "test", "code", "commit"), str)
+TEXT = dict.fromkeys(("failed", "config", "data", "key", "test", "code", "commit"), str)
 
 
 class ResultsError(ValueError):
@@ -118,7 +118,7 @@ def load(folder: Path) -> Record:
     about, texts = read(folder, TABLES)
     wide, epochs, runs = (pd.read_csv(io.StringIO(text), dtype=TEXT) for text in texts.values())
     metrics = wide.fillna({"channel": ""}).melt(KEYS, var_name="phantom").astype({"phantom": int})
-    runs = runs.fillna({"failed": ""})
+    runs = runs.fillna({"failed": "", "key": ""})
     return Record(metrics.assign(inclusion=-1), epochs, runs, about.profile, f"{folder.parent.name}/{folder.name}")
 
 

@@ -1,7 +1,10 @@
 """A study's numbers, from its runs or from the committed results/, as the same tables."""
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -12,13 +15,46 @@ from .config import ConfigError
 from .records import Record, ResultsError, load
 from .trainer import History
 
+Key = tuple[str, int]  # arm, seed
 
-def record(histories: dict[tuple[str, int], History], profile: str) -> Record:
-    """The tables of the runs of a study. Raises ResultsError where they were judged on different phantoms."""
+
+def record(histories: dict[Key, History], profile: str, keys: Mapping[Key, str] | None = None) -> Record:
+    """The tables of the runs of a study; `keys`: what tells each run's phantoms and readings apart, `Run.data`.
+
+    Raises ResultsError where they were judged on different phantoms.
+    """
     runs = pd.DataFrame([_row(arm, seed, history) for (arm, seed), history in histories.items()])
+    runs.insert(5, "key", [(keys or {}).get(key, "") for key in histories])
     if len(tests := set(runs["test"]) - {""}) > 1:
         raise ResultsError(f"{len(runs)} runs were judged on {len(tests)} test sets: one is accepted")
     return Record(outcomes.metrics(histories), outcomes.epochs(histories), runs, profile, "runs/")
+
+
+def elsewhere(folder: Path, profile: str, wanted: dict[Key, study.Run]) -> Record | None:
+    """The runs of a committed record that `study.elsewhere` finds in it; None where there are none."""
+    if not folder.is_dir() or (found := load(folder)).profile != profile:
+        return None
+    runs = study.elsewhere(found.runs, wanted)
+    if runs.empty:
+        return None
+    of = runs[["arm", "seed"]]
+    return replace(found, metrics=found.metrics.merge(of), epochs=found.epochs.merge(of), runs=runs)
+
+
+def joined(found: Record, other: Record, order: Iterable[Key]) -> Record:
+    """Two records' runs as one, by (arm, seed) in this order. Raises ResultsError where their test phantoms differ."""
+    tests = [set(r.runs["test"]) - {""} for r in (found, other)]
+    if len(set.union(*tests)) > 1:
+        raise ResultsError(f"{other.source}: judged on other phantoms than these runs; remove it to record them alone")
+    place = {key: i for i, key in enumerate(order)}
+
+    def both(name: str) -> pd.DataFrame:
+        table = pd.concat([getattr(found, name), getattr(other, name)], ignore_index=True)
+        return table.iloc[
+            np.argsort([place[key] for key in zip(table["arm"], table["seed"], strict=True)], stable=True)
+        ]
+
+    return replace(found, **{name: both(name).reset_index(drop=True) for name in ("metrics", "epochs", "runs")})
 
 
 def _row(arm: str, seed: int, history: History) -> dict:

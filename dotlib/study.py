@@ -235,6 +235,15 @@ def _quieten() -> None:
     logging.getLogger("exca").setLevel(logging.ERROR)
 
 
+def elsewhere(rows: pd.DataFrame, wanted: dict[tuple[str, int], Run]) -> pd.DataFrame:
+    """The rows of a record's runs that are still wanted, with the same configuration and phantoms, and that are not
+    completed in the store; of earlier records, which do not say what phantoms they had, none."""
+    lacking = {key: run for key, run in wanted.items() if run.infra.status() != "completed"}
+    same = {key: (run.config.digest(), run.data) for key, run in lacking.items()}
+    columns = rows.reindex(columns=["arm", "seed", "config", "key"]).itertuples(index=False)
+    return rows[[same.get((arm, seed)) == (config, key) for arm, seed, config, key in columns]]
+
+
 def _compute(run: Run) -> None:
     folder = run.folder()
     try:

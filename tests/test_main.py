@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -277,10 +278,38 @@ def test_diverged_run_is_named_and_a_failure_every_time(project, capsys, one_div
 def test_record_writes_what_can_be_loaded(project, capsys, one_diverges):
     command.main([*STUDY])
     folder = project / "results" / "4.2-baseline"
-    assert f"recorded in {folder}\n" in capsys.readouterr().out
+    assert f"recorded in {folder}: 2 runs from here, 0 that were there\n" in capsys.readouterr().out
     found = records.load(folder)
     assert [bool(failed) for failed in found.runs.failed] == [False, True] and found.profile == "smoke"
     assert not any(str(project) in path.read_text() for path in folder.iterdir())
+
+
+def test_recorded_runs_are_not_computed_again_where_the_store_is_gone(project, capsys, one_diverges, monkeypatch):
+    command.main([*STUDY])
+    folder = project / "results" / "4.2-baseline"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shutil.rmtree(project / "runs")
+    monkeypatch.setattr(trainer, "fit", lambda *a, **o: pytest.fail("a run was computed"))
+    capsys.readouterr()
+    assert command.main([*STUDY]) == 1  # of the two the second had diverged
+    out, err = capsys.readouterr()
+    assert "recorded" not in out and "stage1-onecycle, seed 0 diverged" in err
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_is_finished_is_recorded_without_computing_the_rest(project, capsys, monkeypatch):
+    runs = {("stage1-adam", seed): a_run(project / "runs", seed=seed) for seed in range(3)}
+    monkeypatch.setattr(study, "members", lambda *arguments: runs)
+    monkeypatch.setattr(trainer, "fit", histories.fit)
+    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda *a: pytest.fail("a run was computed"))
+    folder, nowhere = project / "results" / "4.2-baseline", [*STUDY, "--on", "nowhere"]
+    assert command.main(nowhere) == 0 and not folder.exists()
+    runs["stage1-adam", 2].result()
+    assert command.main(nowhere) == 0 and records.load(folder).runs["seed"].tolist() == [2]
+    shutil.rmtree(project / "runs")
+    runs["stage1-adam", 0].result()
+    assert command.main(nowhere) == 0 and records.load(folder).runs["seed"].tolist() == [0, 2]
+    assert "1 runs from here, 1 that were there" in capsys.readouterr().out
 
 
 def test_nothing_is_recorded_without_being_asked_for(project, capsys, one_diverges):

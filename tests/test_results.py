@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -125,6 +126,48 @@ def test_saving_replaces_what_is_no_larger(found, folder):
     assert len(records.load(folder).runs) == 6
     with pytest.raises(records.ResultsError, match=r"holds 6 runs of profile quick"):
         records.save(found, folder)
+
+
+def wanted_of(keys, store, data="k"):
+    configs = {(arm, seed): arms.arm(arm, "smoke", seed) for arm, seed in keys}
+    return {key: study.Run(config=c, data=data, infra={"folder": store}) for key, c in configs.items()}
+
+
+def test_runs_of_here_and_of_the_record_are_a_whole(tmp_path):
+    """Every other run was recorded before: the same bytes as all at once."""
+    runs = {(arm, seed): run_of(arm, seed) for arm in ARMS for seed in range(4)}
+    keys, wanted = dict.fromkeys(runs, "k"), wanted_of(runs, tmp_path)
+    records.save(results.record(runs, "smoke", keys), tmp_path / "whole")
+    there = dict(list(runs.items())[::2])
+    records.save(results.record(there, "smoke", keys), tmp_path / "half")
+    earlier = results.elsewhere(tmp_path / "half", "smoke", wanted)
+    assert set(zip(earlier.runs["arm"], earlier.runs["seed"], strict=True)) == set(there)
+    here = results.record({key: run for key, run in runs.items() if key not in there}, "smoke", keys)
+    records.save(results.joined(here, earlier, wanted), tmp_path / "half")
+    assert contents(tmp_path / "half") == contents(tmp_path / "whole")
+
+
+def test_runs_of_other_phantoms_or_configurations_are_not_taken_over(tmp_path):
+    runs = {(arm, seed): run_of(arm, seed) for arm in ARMS for seed in range(2)}
+    folder, take = tmp_path / "r", functools.partial(results.elsewhere, tmp_path / "r")
+    assert take("smoke", wanted_of(runs, tmp_path)) is None
+    records.save(results.record(runs, "smoke"), folder)  # as earlier ones were: which phantoms, is not said
+    assert take("smoke", wanted_of(runs, tmp_path)) is None
+    records.save(results.record(runs, "smoke", dict.fromkeys(runs, "k")), folder)
+    assert len(take("smoke", wanted_of(runs, tmp_path)).runs) == len(runs)
+    assert take("smoke", wanted_of(runs, tmp_path, "other")) is None
+    assert take("quick", wanted_of(runs, tmp_path)) is None
+    other = {key: (key[0], 7) for key in runs}  # of another seed, so of another configuration
+    moved = {key: wanted_of([to], tmp_path)[to] for key, to in other.items()}
+    assert take("smoke", moved) is None
+
+
+def test_runs_of_other_test_phantoms_are_not_joined(tmp_path):
+    a, b = ({("stage1-adam", seed): run_of("stage1-adam", seed)} for seed in (0, 1))
+    made = [results.record(runs, "smoke") for runs in (a, b)]
+    made = [dataclasses.replace(r, runs=r.runs.assign(test=t)) for r, t in zip(made, ("x", "y"), strict=True)]
+    with pytest.raises(records.ResultsError, match="judged on other phantoms than these runs; remove it"):
+        results.joined(*made, [*a, *b])
 
 
 def test_files_are_plain_tables_without_a_path_of_this_machine(folder, tmp_path):
