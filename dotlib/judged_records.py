@@ -1,7 +1,10 @@
 """The judgements of many runs as one object, and their committed form in results/."""
 
+from __future__ import annotations
+
 import io
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -33,6 +36,11 @@ class Judged:
     def seeds(self) -> int:
         """The number of paired seeds: of the arm that has the fewest."""
         return int(self.runs.groupby("arm")["seed"].nunique().min())
+
+    def without(self, arms: Collection[str]) -> Judged:
+        """The same without the runs of some arms."""
+        table, runs = (rows[~rows["arm"].isin(list(arms))] for rows in (self.table, self.runs))
+        return replace(self, table=table, runs=runs)
 
     @property
     def provenance(self) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Section 4.5's ablation: each improvement added to the baseline, and had in the full recipe, as tables.
 
 `add` and `leave` are the records of 4.5-add-one-in and 4.5-leave-one-out, or None. Effects are of the nrmse of mua, per
-cent, negative is better. An alternative takes another improvement's place: in the full recipe it is set against that.
+cent, negative is better: with the improvement against without it. An alternative takes another improvement's place, so
+that without it the full recipe has neither; what it does instead of the other is `instead`.
 """
 
 from dataclasses import replace
@@ -34,10 +35,11 @@ def arm(name: str, where: str) -> str:
 
 
 def pair(name: str, where: str) -> Pair:
-    """With the improvement against without it; of an alternative in the full recipe, against what it replaces."""
-    changed = arm(name, where)
-    with_it = where == ALONE or name in ALTERNATIVES
-    return Pair(where, *((changed, REFERENCE[where]) if with_it else (REFERENCE[where], changed)))
+    """With the improvement against without it; in the full recipe an alternative stands in for what it replaces."""
+    if where == ALONE:
+        return Pair(where, arm(name, where), REFERENCE[where])
+    having = arm(name, where) if name in ALTERNATIVES else REFERENCE[where]
+    return Pair(where, having, arm(ALTERNATIVES.get(name, name), where))
 
 
 def named(name: str) -> str:
@@ -79,7 +81,8 @@ def effects(add, leave) -> pd.DataFrame:
     """A row an improvement (`name`) and direction (`where`): its contrast as a forest's row, Holm p, operations, word.
 
     Intervals are of 95 %, for new runs and new phantoms; Holm's p is over one direction's family; operations: a step's,
-    counted (`attention_costs.operations`), with the improvement over without. For the words see `word`.
+    counted (`attention_costs.operations`), with the improvement over without. For the words see `word`. `instead`: of
+    an alternative in the full recipe, what it does in the place of the other, unadjusted; else ''.
     """
     tables = [_direction(record, where) for where, record in ((ALONE, add), (WITHIN, leave))]
     return pd.concat(tables, ignore_index=True)
@@ -95,8 +98,8 @@ def _direction(record, where: str) -> pd.DataFrame:
     table = table.assign(name=IMPROVEMENTS, where=where, group=where, label=[named(name) for name in IMPROVEMENTS])
     table["Holm p"] = stats.holm(table["p"])
     table["operations"] = [_operations(record, a, b) for _, a, b in pairs]
-    same = _same(record, where)
-    table["standing"] = [SAME if arm(name, where) in same else "exploratory" for name in IMPROVEMENTS]
+    table["standing"] = [SAME if _same(record, a, b) else "exploratory" for _, a, b in pairs]
+    table["instead"] = [_instead(record, name) if where == WITHIN else "" for name in IMPROVEMENTS]
     table["confirmatory"] = table["Holm p"] < LEVEL  # what a forest fills
     return table.assign(word=[word(row) for row in table.to_dict("records")])
 
@@ -111,13 +114,25 @@ def _primary(record):
     return replace(record, metrics=rows[chosen])
 
 
-def _same(record, where: str) -> set[str]:
-    """The arms that ended with the reference's very runs."""
-    if record is None or REFERENCE[where] not in set(record.runs["arm"]):
-        return set()
+def _same(record, a: str, b: str) -> bool:
+    """Whether two arms ended with the very same runs."""
+    if record is None or not {a, b} <= set(record.runs["arm"]):
+        return False
     table = errors(record)
-    wanted = table.loc[REFERENCE[where]]
-    return {a for a in table.index.unique("arm") if a != REFERENCE[where] and table.loc[a].equals(wanted)}
+    return table.loc[a].equals(table.loc[b])
+
+
+def _instead(record, name: str) -> str:
+    if name not in ALTERNATIVES:
+        return ""
+    arms_of = Pair(WITHIN, arm(name, WITHIN), REFERENCE[WITHIN])
+    if record is None or not set(arms_of[1:]) <= set(record.runs["arm"]):
+        return NOT_COMPUTED
+    (row,) = contrasts(record, [arms_of]).to_dict("records")
+    if np.isnan(row["low"]):
+        return NOT_COMPUTED
+    change = stats.verdict(Interval(row["effect"], row["low"], row["high"], row["seeds"]))
+    return f"{change} than {ALTERNATIVES[name]}" if change != "not resolved" else f"{change} from {ALTERNATIVES[name]}"
 
 
 def _operations(record, a: str, b: str) -> float:
@@ -145,11 +160,6 @@ def agreement(alone: str, within: str) -> str:
     return f"yes: {a}" if a == b else f"no: {a} {ALONE}, {b} {WITHIN}"
 
 
-def both(add, leave) -> pd.DataFrame:
-    """A row an improvement: both directions beside each other, and whether they agree."""
-    return read(effects(add, leave))
-
-
 def read(table: pd.DataFrame) -> pd.DataFrame:
     """`effects` as they are read, a row an improvement."""
     sides = {where: table[table["where"] == where].set_index("name") for where in OF}
@@ -163,7 +173,8 @@ def read(table: pd.DataFrame) -> pd.DataFrame:
     out["seeds"] = [f"{a}, {b}" for a, b in zip(*(side["seeds"] for side in sides.values()), strict=True)]
     out["failed"] = sum(side["failed"].to_numpy() for side in sides.values())
     words = zip(*(side["word"] for side in sides.values()), strict=True)
-    return out.assign(agree=[agreement(*pair) for pair in words])
+    instead = [text or "--" for text in sides[WITHIN]["instead"]]
+    return out.assign(agree=[agreement(*pair) for pair in words], instead=instead)
 
 
 def _limits(row: dict[str, Any]) -> str:
@@ -184,13 +195,9 @@ def incomparable(add, leave) -> str:
 
 
 def weights(name: str) -> dict[str, float]:
-    """The log effect of having an improvement in the full recipe less that on the baseline, as weights of four arms.
-
-    Without it the full recipe has nothing in its place, so that an alternative is treated as any other.
-    """
-    lacking = arm(ALTERNATIVES.get(name, name), WITHIN)
-    having = arm(name, WITHIN) if name in ALTERNATIVES else REFERENCE[WITHIN]
-    return {having: 1, lacking: -1, arm(name, ALONE): -1, REFERENCE[ALONE]: 1}
+    """The log effect of having an improvement in the full recipe less that on the baseline, as weights of four arms."""
+    (_, having, lacking), (_, added, base) = pair(name, WITHIN), pair(name, ALONE)
+    return {having: 1, lacking: -1, added: -1, base: 1}
 
 
 def interactions(add, leave) -> pd.DataFrame:

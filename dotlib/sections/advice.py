@@ -8,35 +8,42 @@ import pandas as pd
 
 from ..comparison import ASSUMED
 from ..improvements import IMPROVEMENTS
-from ..stats_crossed import detectable_difference
-from .ablation import ALONE, LEVEL, NOT_COMPUTED, WITHIN, agreement, named
+from ..stats_crossed import Components, detectable_difference
+from .ablation import ALONE, LEVEL, NOT_COMPUTED, SAME, WITHIN, agreement, named
 from .hypotheses import ORDER
 
-OUT, DEPENDS, EITHER, ON = "leave out", "depends on the rest", "either way", "switch on"
-ADVICE = (OUT, DEPENDS, EITHER, NOT_COMPUTED, ON)  # negative results first
+OUT, DEPENDS, EITHER, OPEN, ON = "leave out", "depends on the rest", "either way", "open in full", "switch on"
+ADVICE = (OUT, DEPENDS, SAME, EITHER, OPEN, NOT_COMPUTED, ON)  # negative results first
 HEADS = {
     OUT: "Leave out: worse",
     DEPENDS: "Depends on the rest: the two directions disagree",
+    SAME: "Never took effect: with and without it the runs are the same",
     EITHER: "Not resolved, so either way",
+    OPEN: "Better alone, not resolved in the full recipe",
     NOT_COMPUTED: "Not computed",
     ON: "Switch on: better in the full recipe, and not worse alone",
 }
 
 
-def rule(alone: str, within: str) -> str:
-    """What is advised, by the words of both directions (`ablation.word`).
+def rule(alone: str, within: str, instead: str = "") -> str:
+    """What is advised, by the words of both directions (`ablation.word`), and of an alternative by `instead`.
 
     Leave out what is worse in one direction and not better in the other, switch on what is better in the full recipe
-    and not worse alone. Only a word that Holm's p bears out resolves; an unadjusted one is enough to speak against it.
+    and not worse alone; an alternative only if it is better there than what it takes the place of, too. Only a word
+    that Holm's p bears out resolves; an unadjusted one is enough to speak against it.
     """
-    if NOT_COMPUTED in (alone, within):
+    if NOT_COMPUTED in (alone, within, instead):
         return NOT_COMPUTED
+    if alone == within == SAME:
+        return SAME
     if within == "better":
-        return DEPENDS if alone.startswith("worse") else ON
+        if alone.startswith("worse"):
+            return DEPENDS
+        return ON if not instead or instead.startswith("better") else OUT if instead.startswith("worse") else EITHER
     if "worse" in (alone, within):
         other = within if alone == "worse" else alone
         return DEPENDS if other.startswith("better") else OUT
-    return EITHER
+    return OPEN if alone == "better" else EITHER
 
 
 def advice(effects: pd.DataFrame) -> pd.DataFrame:
@@ -48,7 +55,7 @@ def advice(effects: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name in IMPROVEMENTS:
         alone, within = (sides[where].loc[name] for where in sides)
-        row = {"improvement": named(name), "advice": rule(alone["word"], within["word"])}
+        row = {"improvement": named(name), "advice": rule(alone["word"], within["word"], within["instead"])}
         row |= {WITHIN: _found(within), ALONE: _found(alone), "agree": agreement(alone["word"], within["word"])}
         row["operations"] = within["operations"]
         rows.append(row | {"failed": alone["failed"] + within["failed"]})
@@ -60,14 +67,18 @@ def _found(row: pd.Series) -> str:
     if not np.isfinite(row["effect"]):
         return NOT_COMPUTED
     limits = f" [{row['low']:.3g}, {row['high']:.3g}]" if np.isfinite([row["low"], row["high"]]).all() else ""
-    return f"{row['effect']:+.1f} %{limits}, {row['word']}"
+    return ", ".join(filter(None, (f"{row['effect']:+.1f} %{limits}", row["word"], row["instead"])))
 
 
 def page(table: pd.DataFrame, claims: pd.DataFrame, remarks: Sequence[str] = ()) -> str:
     """The verdict in Markdown: advice of `advice`, the hypotheses of `hypotheses_architecture.claims`, and remarks."""
     parts = [_part(word, table[table["advice"] == word]) for word in ADVICE]
     counts = ", ".join(f"{(table['advice'] == word).sum()} {word}" for word in ADVICE)
-    lines = [f"**Of {len(table)} improvements: {counts}.**", *filter(None, parts), _hypotheses(claims)]
+    lines = [
+        f"**By the nrmse of mua, of {len(table)} improvements: {counts}.**",
+        *filter(None, parts),
+        _hypotheses(claims),
+    ]
     said = "\n".join(["**How far these numbers carry.**\n", *(f"* {remark}" for remark in remarks)])
     return "\n\n".join([*lines, *[said] * bool(remarks)])
 
@@ -89,18 +100,24 @@ def interplay(table: pd.DataFrame) -> str:
         return f"Interactions: not computed{f', {reason}' if reason else ''}."
     words = [f"{row['label']} ({row['effect']:+.1f} %)" for _, row in known[known["confirmatory"]].iterrows()]
     found = f"{len(words)} of {len(known)} resolved after Holm's adjustment" + f": {', '.join(words)}" * bool(words)
-    return f"Interactions, the full recipe against the baseline: {found}."
+    return f"Interactions, in the full recipe over alone, above 0 a smaller gain or more of a loss: {found}."
 
 
 def reach(effects: pd.DataFrame, phantoms: int) -> str:
-    """What so many seeds could not have found, in one sentence, from the plan's assumed spreads."""
+    """What so many seeds could not have found, in one sentence: by the plan's assumed spreads, and by those found."""
     seeds = int(effects.loc[effects["seeds"] > 0, "seeds"].min()) if (effects["seeds"] > 0).any() else 0
     if seeds < 2:
         return "What could have been found: not computed, fewer than two seeds."
-    alone, family = (detectable_difference(ASSUMED, seeds, phantoms, alpha=LEVEL / n) for n in (1, len(IMPROVEMENTS)))
+    sizes = [[float(sd) for sd in text.split(",")] for text in effects["sizes"].dropna() if text != "--"]
+    median = Components(*np.median(sizes, axis=0)) if sizes else ASSUMED
+    found = []
+    for sd in (ASSUMED, median) if sizes and median.seed + median.rest > 0 else (ASSUMED,):
+        alone, family = (detectable_difference(sd, seeds, phantoms, alpha=LEVEL / n) for n in (1, len(IMPROVEMENTS)))
+        found.append(f"of {alone:.1f} % by an interval of its own and of {family:.1f} % at Holm's first step")
     return (
-        f"At {seeds} seeds a reduction of {alone:.0f} % is found with 80 % power by an interval of its own, and of "
-        f"{family:.0f} % at Holm's first step: 'not resolved' is not 'no effect'."
+        f"At {seeds} seeds, if runs vary as the plan assumed, 80 % power finds a reduction {found[0]}"
+        + "".join(f"; if they vary as the median contrast here does, one {text}" for text in found[1:])
+        + ": 'not resolved' is not 'no effect'."
     )
 
 
@@ -130,5 +147,11 @@ def _cost(row: pd.Series) -> str:
 
 def _hypotheses(claims: pd.DataFrame) -> str:
     words = [word for word in ORDER if (claims["verdict"] == word).any()]
-    lines = [f"* {word}: {'; '.join(claims.loc[claims['verdict'] == word, 'claim'])}." for word in words]
+    rows = {word: claims[claims["verdict"] == word].to_dict("records") for word in words}
+    lines = [f"* {word}: {'; '.join(map(_claim, rows[word]))}." for word in words]
     return "\n".join(["**What the specification expects.**\n", *lines])
+
+
+def _claim(row: dict[str, Any]) -> str:
+    """A claim with its standing and what is to be said of it."""
+    return f"{row['claim']} ({', '.join(filter(None, (row['standing'], row['note'])))})"

@@ -3,6 +3,8 @@
 `add` and `leave` are the records of the ablation's two directions, `record` that of `STUDY`, `judged` the judged runs.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
@@ -101,8 +103,8 @@ def _reached(law: PowerLaw, target: float) -> float:
     return float((law.a.estimate / target) ** (1 / law.b.estimate)) if law.b.estimate > 0 else np.inf
 
 
-def gates(judged) -> pd.DataFrame:
-    """Each criterion of the honest convention: a row each, a column a run of `STUDY`: its number, 'reached' or not.
+def gates(judged, computed: Iterable[str] = LONG) -> pd.DataFrame:
+    """Each criterion of the honest convention: a row each, a column an arm of `computed`: its number, 'reached' or not.
 
     Of one run an arm, so that no interval says how another run would end. SSIM's gate is one of `GRID` voxels a side.
     """
@@ -110,7 +112,7 @@ def gates(judged) -> pd.DataFrame:
     rows = []
     for c in HONEST:
         row = {"criterion": c.name}
-        for arm in LONG:
+        for arm in computed:
             value = measure(judged, arm, c).estimate
             missed = shortfall(value, c.target) > 0
             word = WORDS[2] if other and c.column[0] == "ssim" else WORDS[0] if missed else WORDS[1]
@@ -123,7 +125,7 @@ def answer(judged, table: pd.DataFrame) -> str:
     """What the longest runs say, in Markdown: the lowest error, what it does not reach, what it does, and the trend."""
     whole = table[table["failed"] == ""]
     if whole.empty:
-        return f"{recipe()} No long run is computed."
+        return "No long run is computed."
     best, lines = whole.loc[whole["value"].idxmin()], [f"* {recipe()}"]
     how = f"{best['samples']:,.0f} samples, {best['hours']:.1f} h at its measured speed"
     lines.append(f"* **Lowest nrmse of mua: {best['value']:.3g}, `{best['arm']}`** ({how}); one run, no interval.")

@@ -111,14 +111,15 @@ def measure(judged, arm: str, c: Criterion) -> Interval:
 
 
 def without_network(of: Callable[[str], Interval], target: Range | None) -> dict[str, Any]:
-    """The best of the trivial predictors, its value, and `met by`: of those that meet the target, who knows least."""
+    """The best of the trivial predictors and its value; `met by`: of those that meet the target, who knows least, and
+    `met with`, the value of that one."""
     found = {name: of(name).estimate for name in trivial.PREDICTORS}
     found = {name: value for name, value in found.items() if not np.isnan(value)}
     if target is None or not found:
-        return {"best trivial": "--", "its value": np.nan, "met by": ""}
+        return {"best trivial": "--", "its value": np.nan, "met by": "", "met with": np.nan}
     best = min(found, key=lambda name: shortfall(found[name], target))
     met = next((name for name, value in found.items() if standing(point(value), target) == "met"), "")
-    return {"best trivial": best, "its value": found[best], "met by": met}
+    return {"best trivial": best, "its value": found[best], "met by": met, "met with": found.get(met, np.nan)}
 
 
 def roadmap(judged) -> pd.DataFrame:
@@ -212,7 +213,7 @@ def subjects(judged) -> dict[str, str]:
     The best phase is chosen on the set that it is then judged on, which favours it.
     """
     found = {}
-    for label, network in zip(("legacy network", "ours, best phase"), NETWORKS, strict=True):
+    for label, network in zip(("legacy network, best phase", "ours, best phase"), NETWORKS, strict=True):
         arms = [f"{network}-phase{number}" for number in range(len(trivial.ROADMAP))]
         levels = {arm: _level(judged, SETS[0], ("nrmse", "mua"))(arm).estimate for arm in arms}
         known = {arm: value for arm, value in levels.items() if not np.isnan(value)}
@@ -229,8 +230,9 @@ def standings(judged) -> pd.DataFrame:
     rows, arms = [], subjects(judged)
     for c in CRITERIA:
         free = without_network(lambda arm, c=c: measure(judged, arm, c), c.target)
-        words = f"met by {free['met by']}" if free["met by"] else f"not met; best: {free['best trivial']}"
-        words = "--" if np.isnan(free["its value"]) else f"{words} ({free['its value']:.3g})"
+        words = f"not met; best: {free['best trivial']} ({free['its value']:.3g})"
+        words = f"met by {free['met by']} ({free['met with']:.3g})" if free["met by"] else words
+        words = "--" if np.isnan(free["its value"]) else words
         for label, arm in arms.items():
             found = measure(judged, arm, c)
             row = {"criterion": c.name, "convention": c.convention, "trivial": words, "of": label, "arm": arm}
@@ -242,11 +244,12 @@ def standings(judged) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def criteria(judged, convergence: Mapping[str, Any] | None = None) -> pd.DataFrame:
+def criteria(judged, convergence: Mapping[str, Mapping[str, Any]] | None = None) -> pd.DataFrame:
     """The criteria as they are read: criterion, convention, trivial predictors, and a column for each of `subjects`.
 
     A cell holds the number, its interval (over seeds; of shares over inclusions) and whether the criterion is met.
-    `convergence`: the row of `hypotheses.verdicts` on speed (`found, %`, `interval, %`, `verdict`), which is 4.3's.
+    `convergence`: by what is compared, rows of `hypotheses.verdicts` on speed (`found, %`, `interval, %`, `verdict`),
+    which are 4.3's.
     """
     found = standings(judged)
     failed = [f", {n} failed" if n else "" for n in found["failed"]]
@@ -259,12 +262,14 @@ def criteria(judged, convergence: Mapping[str, Any] | None = None) -> pd.DataFra
     blank = {"convention": "both", "trivial predictors": "--"}
     speed = blank | dict.fromkeys(labels, "--") | {"criterion": "20-30 % faster convergence (4.3)"}
     patterns = blank | dict.fromkeys(labels, ELSEWHERE) | {"criterion": "loss <= 15 % on other measurement patterns"}
-    speed[labels[-1]] = _speed(convergence)
+    speed[labels[-1]] = (
+        "; ".join(f"{what}: {_speed(row)}" for what, row in (convergence or {}).items()) or "not computed"
+    )
     return pd.concat([wide, pd.DataFrame([speed, patterns])], ignore_index=True)
 
 
-def _speed(row: Mapping[str, Any] | None) -> str:
-    if row is None or np.isnan(row["found, %"]):
+def _speed(row: Mapping[str, Any]) -> str:
+    if np.isnan(row["found, %"]):
         return "not computed"
     word = {"confirmed": "met", "refuted": "not met"}.get(row["verdict"], row["verdict"])
     return f"{row['found, %']:+.1f} % {row['interval, %']}: {word}"

@@ -162,7 +162,7 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
         own = [[part for part in note if part not in common] for note in notes]
         found = "; ".join(_found(row, claim, more) for row, more in zip(of.to_dict("records"), own, strict=True))
         row = {"claim": claim, "expected": of["expected"].iloc[0], "expected, %": of["expected, %"].iloc[0]}
-        row |= {"found, %": found, "seeds": of["seeds"].max(), "failed": of["failed"].sum()}
+        row |= {"found, %": found, "seeds": of["seeds"].min(), "failed": of["failed"].sum()}
         row |= {"standing": of["standing"].iloc[0], "verdict": min(of["verdict"], key=WEAK.index)}
         rows.append(row | {"note": "; ".join(common)})
     return pd.DataFrame(rows)
