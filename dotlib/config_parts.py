@@ -122,7 +122,8 @@ class Features(Frozen):
     """What a perceptual term sees volumes through: the stages of a frozen network that is no part of the run.
 
     `trained`: a `stage1` of the run's width and data, trained with `seed` for `epochs` in batches of `batch`; `random`:
-    the same as its initialisation left it; else the path of a program that torch.export saved.
+    the same as its initialisation left it; else the path of a program that torch.export saved, of a network in
+    evaluation mode and with a dynamic batch axis.
     """
 
     source: str = "trained"

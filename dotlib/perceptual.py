@@ -68,6 +68,15 @@ def _program(path: Path) -> nn.Module:
     if not path.is_file():
         raise ConfigError(f"loss.features.source {str(path)!r}: 'trained', 'random' or an exported program is accepted")
     try:
-        return torch.export.load(path).module()
+        program = torch.export.load(path)
     except (RuntimeError, ValueError, KeyError, OSError, BadZipFile) as error:
         raise ConfigError(f"{path}: no program that torch.export saved ({str(error).splitlines()[0]})") from None
+    plain = program.run_decompositions()
+    if plain.graph_signature.buffers_to_mutate or any("dropout" in str(node.target) for node in plain.graph.nodes):
+        raise ConfigError(
+            f"{path}: exported in training mode: it would not stay as it is; one after eval() is accepted"
+        )
+    seen = next(node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+    if not isinstance(batch := seen.meta["val"].shape[0], torch.SymInt):
+        raise ConfigError(f"{path}: exported for batches of {batch}; one whose batch axis is dynamic is accepted")
+    return program.module()

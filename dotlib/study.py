@@ -179,7 +179,15 @@ def compute(wanted: dict[tuple[str, int], Run]) -> None:
     missing = {key: wanted[key] for key in folders.values()}
     if not missing:
         return
-    compute({(f"features of {arm}", seed): t for (arm, seed), run in missing.items() if (t := run.teacher())})
+    failures = []
+    teachers = {key: teacher for key, run in missing.items() if (teacher := run.teacher())}
+    try:
+        compute({(f"features of {arm}", seed): teacher for (arm, seed), teacher in teachers.items()})
+    except StudyError as error:
+        failures.append(str(error))
+        lost = {key for key, teacher in teachers.items() if teacher.infra.status() != "completed"}
+        if not (missing := {key: run for key, run in missing.items() if key not in lost}):
+            raise
     tracking.resolved()  # refused here, once, rather than in every run
     tracking.images()
     for data in {d for run in missing.values() for d in (run.config.data, run.config.test) if d}:
@@ -188,7 +196,6 @@ def compute(wanted: dict[tuple[str, int], Run]) -> None:
     # as if nothing were done yet: a run's threads, and so its bits, do not depend on when it is continued
     threads = max(1, cores // min(len(wanted), gpus or cores))
     workers = min(len(missing), gpus or cores)
-    failures = []
     context = get_context("spawn")
     slots = context.Queue()
     for slot in range(workers):

@@ -1,5 +1,6 @@
 """What a perceptual term looks through: frozen, no part of the run, the same for every seed."""
 
+import histories
 import pytest
 import torch
 from tiny import Inline, assert_same_weights, tiny, weights
@@ -108,6 +109,21 @@ def test_arms_of_other_phantoms_have_features_of_their_own(tmp_path, monkeypatch
     assert {run.infra.status() for run in teachers} == {"completed"}
 
 
+def test_teacher_that_fails_stops_only_those_that_need_it(tmp_path, monkeypatch):
+    def fit(config, *arguments, **options):
+        if config.seed == TRAINED.features.seed:
+            raise RuntimeError("no memory")
+        return histories.fit(config, *arguments, **options)
+
+    monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(trainer, "fit", fit)
+    configs = (tiny(loss=loss, epochs=1) for loss in (Loss(), TRAINED))
+    plain, taught = (study.Run(config=c, data="0", infra={"folder": tmp_path}) for c in configs)
+    with pytest.raises(study.StudyError, match=r"^features of b, seed 0: no memory$"):
+        study.compute({("a", 0): plain, ("b", 0): taught})
+    assert plain.infra.status() == "completed" != taught.infra.status()
+
+
 def test_users_program_is_looked_through(tmp_path):
     class Twice(torch.nn.Module):
         def __init__(self):
@@ -119,10 +135,38 @@ def test_users_program_is_looked_through(tmp_path):
             return y, y.mean((2, 3, 4))
 
     own, x = Twice(), torch.rand(4, 2, 16, 16, 16)
-    torch.export.save(torch.export.export(own, (x,)), tmp_path / "own.pt2")
-    c = tiny(loss=Loss(perceptual=0.5, features=Features(source=str(tmp_path / "own.pt2"))))
-    found = looked(c)(x)
-    assert len(found) == 2 and all(torch.allclose(a, b) for a, b in zip(found, own(x), strict=True))
+    see = looked(exported(own.eval(), x, tmp_path))
+    for few in (x, x[:3]):
+        found = see(few)
+        assert len(found) == 2 and all(torch.allclose(a, b) for a, b in zip(found, own(few), strict=True))
+
+
+def exported(own, x, folder, dynamic=True):
+    """A configuration whose loss looks through this network."""
+    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    torch.export.save(torch.export.export(own, (x,), dynamic_shapes=shapes), folder / "own.pt2")
+    return tiny(loss=Loss(perceptual=0.5, features=Features(source=str(folder / "own.pt2"))))
+
+
+@pytest.mark.parametrize(
+    ("layer", "training", "dynamic", "why"),
+    [
+        (torch.nn.BatchNorm3d(2), True, True, "exported in training mode"),
+        (torch.nn.Dropout(0.5), True, True, "exported in training mode"),
+        (torch.nn.BatchNorm3d(2), False, True, ""),
+        (torch.nn.Dropout(0.5), False, True, ""),
+        (torch.nn.Conv3d(2, 3, 2), False, False, "exported for batches of 4; one whose batch axis is dynamic"),
+    ],
+)
+def test_program_that_would_not_stay_as_it_is_is_refused(tmp_path, layer, training, dynamic, why):
+    x = torch.rand(4, 2, 8, 8, 8)
+    c = exported(torch.nn.Sequential(layer).train(training), x, tmp_path, dynamic)
+    if why:
+        with pytest.raises(ConfigError, match=f"own.pt2: {why}"):
+            looked(c)
+    else:
+        see = looked(c)
+        assert torch.equal(see(x)[0], see(x)[0])
 
 
 @pytest.mark.parametrize("made", [False, True])

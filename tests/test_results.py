@@ -16,6 +16,7 @@ from tiny import Inline
 
 from dotlib import arms, comparison, config, machine, records, results, study, trainer
 from dotlib.config import ConfigError
+from dotlib.data import dataset
 from dotlib.records import ResultsError
 
 ERRORS = {"nrmse mua": ("nrmse", "mua"), "nrmse musp": ("nrmse", "musp"), "legacy RMSE": ("legacy_rmse", "")}
@@ -334,3 +335,20 @@ def test_runs_judged_on_different_phantoms_are_no_record():
     first.info["test"] = "another"
     with pytest.raises(ResultsError, match="4 runs were judged on 2 test sets: one is accepted"):
         results.record(runs, "smoke")
+
+
+RECORDED = [path.name for path in sorted((config.root() / "results").iterdir()) if path.name in arms.STUDIES]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_record_is_of_the_arms_and_phantoms_that_the_code_has(name):
+    """Not of arms that were changed since; tuned ones depend on their tuning, and are left out."""
+    found, keys = records.load(config.root() / "results" / name), functools.cache(dataset.key)
+    assert set(found.runs["arm"]) <= set(arms.STUDIES[name].arms)
+    rows = [row for row in found.runs.to_dict("records") if not arms.ARMS[row["arm"]].tuned]
+    for row in rows:
+        precision = machine.named(getattr(torch, row["precision"]))
+        made = config.replace(arms.arm(row["arm"], found.profile, row["seed"]), {"training.precision": precision})
+        assert made.digest() == row["config"], row["arm"]
+        assert row.get("key", "") in ("", study.data_of(made, keys)), row["arm"]  # earlier records have none
+    assert rows or name == "4.3-factorial"  # all of which are tuned

@@ -142,7 +142,7 @@ class Autoencoder(nn.Module):
         return self.network.features(self.standard(x))
 
     def maps(self, x: Tensor) -> dict[str, Tensor]:
-        """The attention of each gated stage of the encoder, (B, 1, D, D, D)."""
+        """The attention of each gated stage of the encoder, (B, 1, D, D, D); to be asked in evaluation mode."""
         return self.network.maps(self.standard(x))
 
 
