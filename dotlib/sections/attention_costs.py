@@ -8,6 +8,7 @@ import functools
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import quantile_test
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,7 +19,6 @@ from ..improvements import GATES
 from ..models.attention import KINDS
 from ..models.autoencoder import NETWORKS, Autoencoder
 from ..models.blocks import Standard
-from ..stats import Interval
 from .efficiency import ON_GPU, Size, Way, base, kept_bytes
 from .optimisers import all_failed, runs_of
 
@@ -35,10 +35,11 @@ GROUPS = {
     "other network": ("narrow", "wide", "hybrid", "vit"),
 }
 TIMED = ("sigmoid-2", "identity-2", "cbam-2", "se-2", "attention-gate-2")  # beside the plain network
-SIZES = {
+WIDTHS = ("narrow", PLAIN, "wide")  # the plain network, by its cost
+SIZES = {  # from six rounds on, a median has an interval
     "smoke": Size(rounds=1, epochs=1, batches=2, run_epochs=0, product=0, tracking="disabled"),
-    "quick": Size(rounds=4, epochs=1, batches=2, run_epochs=0, product=0, tracking="disabled"),
-    "full": Size(rounds=4, epochs=2, batches=4, run_epochs=0, product=0, tracking="disabled"),
+    "quick": Size(rounds=6, epochs=1, batches=2, run_epochs=0, product=0, tracking="disabled"),
+    "full": Size(rounds=6, epochs=2, batches=4, run_epochs=0, product=0, tracking="disabled"),
 }
 SLOWER, FASTER, ALIKE = "slower", "faster", "not resolved"
 
@@ -129,6 +130,42 @@ def efficiency(record, counted: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*counted, "seeds", "error", "low", "high", "failed"])
 
 
+def bought(table: pd.DataFrame) -> pd.DataFrame:
+    """What each arm of `efficiency` buys beside plain width at its cost: arm, group, and for parameters and GFLOP each
+    the cost over the plain network's, and the error over that of a plain network of the same cost, both in per cent.
+
+    That network is read off the line through those of `WIDTHS` (log error over log cost). NaN beyond its ends, for a
+    point alone is no law there; empty without the three.
+    """
+    found, columns = table.set_index("arm"), ["arm", "group"]
+    columns += [f"{what}, %" for cost in ("parameters", "GFLOP") for what in (cost, f"error at these {cost}")]
+    if not set(WIDTHS) <= set(found.index):
+        return pd.DataFrame(columns=columns)
+    line, rows = np.log(found.loc[list(WIDTHS), ["parameters", "GFLOP", "error"]]), []
+    for arm, row in found.drop(index=list(WIDTHS)).iterrows():
+        new: dict = {"arm": arm, "group": row["group"]}
+        for cost in ("parameters", "GFLOP"):
+            at = np.log(float(row[cost]))
+            width = np.interp(at, line[cost], line["error"], left=np.nan, right=np.nan)
+            new[f"{cost}, %"] = 100 * np.expm1(at - line.loc[PLAIN, cost])
+            new[f"error at these {cost}, %"] = 100 * np.expm1(np.log(row["error"]) - width)
+        rows.append(new)
+    return pd.DataFrame(rows, columns=columns)
+
+
+def bought_answer(table: pd.DataFrame) -> str:
+    """`bought` in words, in Markdown, the arms that lie furthest above plain width first."""
+    lines = []
+    for row in table.sort_values(table.columns[-1], ascending=False).to_dict("records"):
+        said = []
+        for cost, word in (("parameters", "parameters"), ("GFLOP", "operations")):
+            over = row[f"error at these {cost}, %"]
+            beside = f"error {over:+.1f} %" if np.isfinite(over) else "outside the widths that were run"
+            said.append(f"{row[f'{cost}, %']:+.2g} % {word} ({beside})")
+        lines.append(f"* `{row['arm']}`: {', '.join(said)}.")
+    return "\n".join(lines)
+
+
 def size_of(profile: str, on: str) -> Size:
     """What is timed in a profile on a device: a GPU's epoch of few batches would be all start and end."""
     return dataclasses.replace(SIZES[profile], **({"batches": ON_GPU["batches"]} if on == "cuda" else {}))
@@ -146,29 +183,20 @@ def ways(profile: str, size: Size) -> list[Way]:
 def step_times(times: pd.DataFrame, chosen: list[Way], on: str) -> pd.DataFrame:
     """A row a network that `measure` timed: samples/s (median), and the time of a step over the plain network's.
 
-    That ratio is taken round by round; its geometric mean has Student's 95 % interval over the rounds, beside their
-    range. `kept`: memory for the backward pass of a batch, counted; NaN for what a compiler arranges. `word`: slower,
-    faster, not resolved.
+    That ratio is taken round by round; its median has the sign test's 95 % interval over the rounds, which fewer than
+    six do not give (NaN). `kept`: memory for the backward pass of a batch, counted; NaN for what a compiler arranges.
+    `word`: slower, faster, not resolved.
     """
     speed = times.pivot(index="setting", columns="round", values="speed")
     memory, rows = {way.setting: kept_bytes(way, on) / 1e6 for way in chosen}, []
     for arm in memory:
         ratio = (speed.loc[PLAIN] / speed.loc[arm]).to_numpy()
+        low, high = quantile_test(ratio, q=1, p=0.5).confidence_interval(0.95)
         row = {"network": arm, "samples/s": speed.loc[arm].median(), "rounds": len(ratio)}
-        found = stats.seeds_interval(np.log(ratio))
-        mean, low, high = (float(np.exp(x)) for x in found[:3])
-        row |= {"time, ratio": mean, "interval": _limits(low, high), "lowest": ratio.min(), "highest": ratio.max()}
+        row |= {"time, ratio": np.median(ratio), "low": low, "high": high}
         row |= {"kept, MB": memory[arm], "kept, ratio": memory[arm] / memory[PLAIN]}
-        rows.append(row | {"word": "--" if arm == PLAIN else _word(Interval(mean, low, high, found.n))})
+        rows.append(row | {"word": "--" if arm == PLAIN else SLOWER if low > 1 else FASTER if high < 1 else ALIKE})
     return pd.DataFrame(rows)
-
-
-def _limits(low: float, high: float) -> str:
-    return f"[{low:.3g}, {high:.3g}]" if np.isfinite(high) else "--"
-
-
-def _word(ratio: Interval) -> str:
-    return SLOWER if ratio.low > 1 else FASTER if ratio.high < 1 else ALIKE
 
 
 def steps_answer(table: pd.DataFrame) -> str:
@@ -176,7 +204,8 @@ def steps_answer(table: pd.DataFrame) -> str:
     lines = []
     for word in (SLOWER, ALIKE, FASTER):
         for row in table[table["word"] == word].to_dict("records"):
-            over = f"{row['interval']} over {row['rounds']} rounds" if row["rounds"] > 1 else "one round"
+            limits = f"[{row['low']:.3f}, {row['high']:.3f}]" if np.isfinite(row["low"]) else "no interval"
+            over = f"{limits} over {row['rounds']} round{'s' * (row['rounds'] > 1)}"
             time = f"{row['time, ratio']:.3f} times the plain network's step, {over}"
             more = 100 * (row["kept, ratio"] - 1)
             kept = f"; {more:+.2g} % memory kept for the backward pass (counted)" if np.isfinite(more) else ""
