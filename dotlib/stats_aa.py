@@ -67,11 +67,13 @@ def false_discovery(
     rng: np.random.Generator,
     p_value: Callable[[np.ndarray], float] = crossed_p,
     alpha: float = 0.05,
+    interaction: bool = False,
 ) -> Rate:
     """How often a family of contrasts of an arm with itself has a Holm p value <= alpha, in repeated draws.
 
     errors: real runs of that arm, positive, (R, P). In each repetition `family` arms and their common reference have
-    `seeds` new runs each (`new_runs`), on the same P phantoms. p_value judges paired ratios (seeds, P). Given the
+    `seeds` new runs each (`new_runs`), on the same P phantoms; of an interaction these are pairs of arms, and what is
+    judged is a ratio of two ratios. p_value judges paired ratios (seeds, P). Given the
     real runs: ten of them know the spread between runs to a quarter, but a t test's level does not depend on it.
     Raises ValueError as `deviations`, and on counts below 1.
     """
@@ -79,7 +81,8 @@ def false_discovery(
         raise ValueError(f"{seeds} seeds, family of {family}, {repetitions} repetitions: at least 1 of each is needed")
     rows, found = deviations(errors), 0
     for _ in range(repetitions):
-        *arms, reference = new_runs(rows, (family + 1, seeds), rng)
+        runs = new_runs(rows, (1 + interaction, family + 1, seeds), rng)
+        *arms, reference = runs[0] - runs[1] if interaction else runs[0]
         smallest = np.fmin.reduce([p_value(np.exp(arm - reference)) for arm in arms])
         found += bool(family * smallest <= alpha)  # Holm's first step; statsmodels' own takes 50 ms a call
     limits = binomtest(found, repetitions).proportion_ci(method="exact")

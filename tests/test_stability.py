@@ -125,24 +125,31 @@ def test_false_discovery_is_of_good_runs_alone_and_needs_three():
     record = record_of({"stage1-onecycle": -1.0, "stage1-adam": 0.0}, seeds=10, spread=0.05,
                        failed=[("stage1-adam", s) for s in range(8)])  # fmt: skip
     table = false_discovery.rates(record, 20)
-    assert table["runs"].tolist() == [10, 10, 10, 2, 2]
-    assert table["verdict"].tolist() == ["too few repetitions"] * 3 + ["not computed"] * 2
+    assert table["runs"].tolist() == [10, 10, 10, 10, 2, 2]
+    assert table["verdict"].tolist() == ["too few repetitions"] * 4 + ["not computed"] * 2
     assert "a check that the code runs" in false_discovery.answer(table)
     nothing = false_discovery.rates(None, 20)
     assert (nothing["verdict"] == "not computed").all() and "not computed" in false_discovery.answer(nothing)
 
 
 def test_false_discovery_is_judged_by_its_interval_and_what_is_exceeded_comes_first(monkeypatch):
-    rates = iter([(0.05, 0.04, 0.06), (0.1, 0.09, 0.11), (0.07, 0.06, 0.08), (0.05, 0.04, 0.06), (0.05, 0.04, 0.06)])
-    made = lambda errors, seeds, family, n, rng: stats_aa.Rate(*next(rates), n, seeds, family)  # noqa: E731
+    good, of = (0.05, 0.04, 0.06), []
+    rates = iter([good, (0.1, 0.09, 0.11), good, (0.07, 0.06, 0.08), good, good])
+
+    def made(errors, seeds, family, n, rng, interaction):
+        of.append(interaction)
+        return stats_aa.Rate(*next(rates), n, seeds, family)
+
     monkeypatch.setattr(stats_aa, "false_discovery", made)
     table = false_discovery.rates(record_of({"stage1-onecycle": 0.0, "stage1-adam": 0.0}, seeds=10), 2000)
-    assert table["verdict"].tolist() == ["held", "exceeded", "not resolved", "held", "held"]
+    assert table["verdict"].tolist() == ["held", "exceeded", "held", "not resolved", "held", "held"]
+    assert of == [False, False, True, False, False, False]
     text = false_discovery.answer(table)
     assert text.index("exceeded") < text.index("not resolved") < text.index("held")
 
 
 def test_experiments_are_those_of_the_plan():
-    sizes = {(seeds, size) for _, seeds, size in false_discovery.EXPERIMENTS}
-    assert sizes == {(3, 1), (3, len(improvements.IMPROVEMENTS)), (10, 2)}
+    sizes = {(seeds, size, of) for _, seeds, size, of in false_discovery.EXPERIMENTS}
+    ablation = [(3, len(improvements.IMPROVEMENTS), of) for of in (false_discovery.TWO, false_discovery.FOUR)]
+    assert sizes == {(3, 1, false_discovery.TWO), *ablation, (10, 2, false_discovery.TWO)}
     assert {arm for arm, *_ in false_discovery.EXPERIMENTS} <= set(arms.STUDIES[false_discovery.STUDY].arms)

@@ -65,15 +65,26 @@ def test_phantoms_of_single_runs_are_seen_to_be_no_replicates():
     assert found.low < expected < found.high and 0.68 < expected < 0.74
 
 
-def test_a_family_shares_its_reference():
+@pytest.mark.parametrize("interaction", [False, True])
+def test_a_family_shares_its_reference(interaction):
     """Without Holm, at 5 % each: as in a simulation of normal seed means by scipy, and less than without sharing."""
     seeds, family = 5, 4
     means = rng(5).normal(size=(20_000, family + 1, seeds))
     p = reference.ttest_1samp(means[:, :-1] - means[:, -1:], 0, axis=2).pvalue
     expected = (p <= 0.05).any(axis=1).mean()
     table = runs(400, phantoms=4, rest=0.001)
-    found = stats_aa.false_discovery(table, seeds, family, rng=rng(6), p_value=lambda ratio: paired(ratio) / family)
+    p_value = lambda ratio: paired(ratio) / family  # noqa: E731
+    found = stats_aa.false_discovery(table, seeds, family, rng=rng(6), p_value=p_value, interaction=interaction)
     assert found.low < expected < found.high < 1 - 0.95**family
+
+
+@pytest.mark.parametrize(("interaction", "arms"), [(False, 2), (True, 4)])
+def test_an_interaction_varies_as_four_arms_do(interaction, arms):
+    """The log of a paired ratio has the variance of as many runs as there are arms in it."""
+    table, logs = runs(400), []
+    keep = lambda ratio: logs.append(np.log(ratio)) or 1.0  # noqa: E731
+    stats_aa.false_discovery(table, 5, 2, 500, rng=rng(12), p_value=keep, interaction=interaction)
+    assert np.var(logs, axis=(0, 1)).mean() == pytest.approx(arms * np.var(np.log(table), axis=0).mean(), rel=0.05)
 
 
 def test_the_rate_counts_families_in_which_holm_finds_something(monkeypatch):
@@ -122,8 +133,9 @@ def test_real_runs_keep_the_error_rate(arm, seeds):
     assert stats_aa.false_discovery(real(arm), seeds, rng=rng(seeds, 1)).high <= LIMIT[seeds]
 
 
-def test_real_runs_keep_the_error_rate_of_a_family():
-    assert stats_aa.false_discovery(real(ARMS[0]), 5, 8, rng=rng(5, 8)).high <= LIMIT[5]
+@pytest.mark.parametrize("interaction", [False, True])
+def test_real_runs_keep_the_error_rate_of_a_family(interaction):
+    assert stats_aa.false_discovery(real(ARMS[0]), 5, 8, rng=rng(5, 8), interaction=interaction).high <= LIMIT[5]
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -8,13 +8,16 @@ from ..improvements import IMPROVEMENTS
 from .optimisers import errors
 
 STUDY = "4.3-ends"  # ten runs an arm
-# arm, seeds, contrasts in the family: a contrast by itself, a direction of the ablation, the two gates of H3
+TWO, FOUR = "two arms", "four arms"
+# arm, seeds, contrasts in the family, of how many arms each: a contrast by itself, a direction of the ablation, its
+# interactions, the two gates of H3
 EXPERIMENTS = (
-    ("stage1-onecycle", 3, 1),
-    ("stage1-onecycle", 3, len(IMPROVEMENTS)),
-    ("stage1-onecycle", 10, 2),
-    ("stage1-adam", 3, 1),
-    ("stage1-adam", 10, 2),
+    ("stage1-onecycle", 3, 1, TWO),
+    ("stage1-onecycle", 3, len(IMPROVEMENTS), TWO),
+    ("stage1-onecycle", 3, len(IMPROVEMENTS), FOUR),
+    ("stage1-onecycle", 10, 2, TWO),
+    ("stage1-adam", 3, 1, TWO),
+    ("stage1-adam", 10, 2, TWO),
 )
 REPETITIONS = {"smoke": 40, "quick": 2000, "full": 2000}
 ENOUGH = 2000  # repetitions, below which a rate carries no verdict
@@ -31,15 +34,16 @@ def rates(record, repetitions: int, seed: int = 0) -> pd.DataFrame:
     is accepted; 'exceeded': above.
     """
     rows = []
-    for arm, seeds, family in EXPERIMENTS:
+    for arm, seeds, family, of in EXPERIMENTS:
         runs = _good(record, arm)
-        row = {"arm": arm, "runs": len(runs), "seeds": seeds, "contrasts": family}
+        row = {"arm": arm, "runs": len(runs), "seeds": seeds, "contrasts": family, "of": of}
         accepted = {"accepted, %": 100 * LIMIT[seeds]}
         if len(runs) < FEWEST:
             rows.append(row | {"repetitions": 0, "false, %": np.nan, "interval, %": "--"} | accepted)
             rows[-1]["verdict"] = "not computed"
             continue
-        found = stats_aa.false_discovery(runs, seeds, family, repetitions, rng=np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        found = stats_aa.false_discovery(runs, seeds, family, repetitions, rng=rng, interaction=of == FOUR)
         row |= {"repetitions": repetitions, "false, %": 100 * found.rate}
         row["interval, %"] = f"[{100 * found.low:.3g}, {100 * found.high:.3g}]"
         rows.append(row | accepted | {"verdict": _verdict(found, LIMIT[seeds])})
@@ -72,6 +76,6 @@ def answer(table: pd.DataFrame) -> str:
         few = known["repetitions"].min()
         return f"With {few} repetitions the false discovery rate is a check that the code runs, and says nothing else."
     rows = known.sort_values("verdict", key=lambda words: words.map(ORDER.index), kind="stable").to_dict("records")
-    found = "; ".join(f"{r['verdict']} at {r['seeds']} seeds, family of {r['contrasts']}, {r['arm']} "
+    found = "; ".join(f"{r['verdict']} at {r['seeds']} seeds, family of {r['contrasts']} of {r['of']}, {r['arm']} "
                       f"({r['false, %']:.1f} % {r['interval, %']})" for r in rows)  # fmt: skip
     return f"Level of the judgement where nothing differs: {found}."
