@@ -243,6 +243,13 @@ def test_pass_rate_is_wilsons_over_inclusions():
     assert cell == f"0.8 [{low:.3g}, {high:.3g}]: not resolved"
 
 
+def test_share_of_inclusions_inside_keeps_within_what_a_share_can_be():
+    judged = made(rows_of(criteria.BASE, "default", ("crc_inside", "mua"), [0.02, 0.3, 0.05]))
+    [c] = [c for c in criteria.CRITERIA if c.of == "fraction"]
+    found, plain = criteria.measure(judged, criteria.BASE, c), measured.over_seeds(pd.Series([0.02, 0.3, 0.05]))
+    assert plain.low < 0 == found.low and found[::2] == plain[::2] and found.n == 3
+
+
 def test_stability_and_consistency_are_of_the_primary_error():
     logs = np.log([0.30, 0.31, 0.30])
     cells = base(

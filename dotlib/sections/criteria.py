@@ -49,15 +49,16 @@ ELSEWHERE = "not computed: concerns reconstruct"
 class Criterion:
     """What is asked of one number; `target` None: no threshold, the number is reported.
 
-    of: mean over seeds; share: of the inclusions that pass, Wilson's interval; tail: 95 % quantile over median, of
-    phantoms; spread: sd over seeds of the log, per cent. `absent`: what is said where there is no number.
+    of: mean over seeds; fraction: the same, its limits kept within 0 and 1; share: of the inclusions that pass,
+    Wilson's interval; tail: 95 % quantile over median, of phantoms; spread: sd over seeds of the log, per cent.
+    `absent`: what is said where there is no number.
     """
 
     name: str
     convention: Literal["legacy", "honest", "both"]
     column: Column
     target: Range | None
-    of: Literal["mean", "share", "tail", "spread"] = "mean"
+    of: Literal["mean", "fraction", "share", "tail", "spread"] = "mean"
     on: str = "default"
     absent: str = "not computed"
 
@@ -85,7 +86,7 @@ CRITERIA = (
         f"{_CONTRAST} and <= 5 % in the twin: 80 % pass", "honest", ("contrast_passed", "mua"), above(0.8), "share"
     ),
     Criterion("median crc of mua 0.85-1.10", "honest", ("crc", "mua"), INSIDE),
-    Criterion("80 % of crc of mua inside 0.85-1.10", "honest", ("crc_inside", "mua"), above(0.8)),
+    Criterion("80 % of crc of mua inside 0.85-1.10", "honest", ("crc_inside", "mua"), above(0.8), "fraction"),
     Criterion(_NOISE, "honest", ("background_noise", "mua"), below(0.05)),
     Criterion("size of background bias of mua < 5 %", "honest", ("abs_bias", "mua"), below(0.05)),
     Criterion("legacy RMSE <= 0.035", "honest", ("legacy_rmse", ""), below(0.035)),
@@ -107,7 +108,9 @@ def measure(judged, arm: str, c: Criterion) -> Interval:
         return passed(values, per_seed(judged, arm, c.on, c.column, "n"))
     if c.of == "spread":
         return spread(values)
-    return over_seeds(values / per_seed(judged, arm, c.on, ("nrmse_p50", c.column[1])) if c.of == "tail" else values)
+    found = over_seeds(values / per_seed(judged, arm, c.on, ("nrmse_p50", c.column[1])) if c.of == "tail" else values)
+    low, high = (np.clip(x, 0, 1) if c.of == "fraction" else x for x in found[1:3])
+    return found._replace(low=low, high=high)
 
 
 def without_network(of: Callable[[str], Interval], target: Range | None) -> dict[str, Any]:
