@@ -72,7 +72,7 @@ class Training(Frozen):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     scaler: tuple[Scale, Scale, Positive] = (65536.0, 2.0, 2000)  # fp16: initial scale, growth, steps between growths
     compile: Literal["auto", "off", "default", "graphs"] = "auto"  # auto: default on CUDA, off elsewhere
-    checkpointing: bool = False  # activations of residual blocks are computed twice, not kept; excludes compilation
+    checkpointing: bool = False  # activations of blocks are computed twice, not kept; excludes compilation
     ema: Factor | None = None  # decay of the weights' moving average, which is then what is judged
     patience: Positive | None = None  # early stopping, epochs; a comparison of arms runs its whole horizon
     milestones: tuple[Positive, ...] = ()  # epochs after which a checkpoint is kept

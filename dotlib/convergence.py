@@ -109,11 +109,10 @@ def speedup(a: Times, b: Times, level: float = 0.95) -> Speedup:
 
 def _limits(b: np.ndarray, a: np.ndarray, level: float) -> Interval:
     """Geometric mean of b / a over paired seeds with Student's interval."""
-    log = seeds_interval(np.log(b) - np.log(a), level)
-    return Interval(*(float(np.exp(x)) for x in log[:3]), log.n)
+    return seeds_interval(np.log(b) - np.log(a), level).map(np.exp)
 
 
 def time_saved(ratio: Interval) -> Interval:
     """Epochs saved in per cent of arm b's, 100 (1 - 1 / ratio), from the ratio b / a."""
     with np.errstate(divide="ignore"):
-        return Interval(*(float(100 * (1 - 1 / np.float64(x))) for x in ratio[:3]), ratio.n)
+        return ratio.map(lambda x: 100 * (1 - 1 / np.float64(x)))

@@ -98,7 +98,7 @@ def multiscale(base: Config, source: str = "trained", data: Data | None = None) 
 
 def _epochs(base: Config, data: Data, batch: int, share: float = 1.0) -> int:
     """Epochs on `data` in batches of `batch` in which a share of the base's samples is seen."""
-    whole = train_share(base.data) // base.training.batch * base.training.batch * base.training.epochs
+    whole = steps(base) * base.training.batch
     return max(1, round(share * whole / (train_share(data) // batch * batch)))
 
 
@@ -241,7 +241,7 @@ def _trained_with(n: int) -> Arm:
         return base.data.model_copy(update={"phantoms": drawn, "train": n})
 
     def epochs(base: Config) -> int:
-        return max(1, round(steps(base) / (train_share(data(base)) // base.training.batch)))
+        return _epochs(base, data(base), base.training.batch)
 
     return varied(f"trained with {n} phantoms", data=data, test=_own_test(data), training__epochs=epochs)
 
@@ -265,7 +265,7 @@ BUDGETS = {"specified": (16, 4, 1), "half": (64, 16, 4, 1)}  # times `unit`, the
 
 def unit(base: Config) -> int:
     """Samples of the smallest budget: those of the profile; of the full one, which is the largest, a sixteenth."""
-    whole = train_share(base.data) // base.training.batch * base.training.batch * base.training.epochs
+    whole = steps(base) * base.training.batch
     return whole // 16 if base.data.grid == 64 else whole
 
 

@@ -32,11 +32,6 @@ class Judged:
     profile: str
     source: str
 
-    @property
-    def seeds(self) -> int:
-        """The number of paired seeds: of the arm that has the fewest."""
-        return int(self.runs.groupby("arm")["seed"].nunique().min())
-
     def without(self, arms: Collection[str]) -> Judged:
         """The same without the runs of some arms."""
         table, runs = (rows[~rows["arm"].isin(list(arms))] for rows in (self.table, self.runs))

@@ -76,7 +76,7 @@ def _aicc(residuals: np.ndarray, count: int) -> float:
 
 def _exp(interval: Interval, unit: float = 1.0) -> Interval:
     with np.errstate(over="ignore"):  # limits from few seeds can be as wide as that
-        return Interval(*(float(unit * np.exp(x)) for x in interval[:3]), interval.n)
+        return interval.map(lambda x: unit * np.exp(x))
 
 
 def fit(errors: ArrayLike, sizes: ArrayLike, floor: bool = True) -> PowerLaw:

@@ -42,11 +42,6 @@ class Record:
     source: str
 
     @property
-    def seeds(self) -> int:
-        """The number of paired seeds: of the arm that has the fewest."""
-        return int(self.runs.groupby("arm")["seed"].nunique().min())
-
-    @property
     def provenance(self) -> dict[str, str]:
         """What a table of these runs rests on."""
         runs = {f"{r.arm}, seed {r.seed}": f"{r.config}, code {r.code}" for r in self.runs.itertuples()}

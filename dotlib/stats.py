@@ -4,6 +4,9 @@ The unit of replication is the training run: intervals that compare arms run ove
 describe a test set over phantoms (BCa).
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +16,24 @@ from statsmodels.stats.multitest import multipletests
 
 
 class Interval(NamedTuple):
-    """An estimate with its confidence limits and the number of replicates behind them."""
+    """An estimate with its confidence limits and the number of replicates behind them; NaN where there is none."""
 
-    estimate: float
-    low: float
-    high: float
-    n: int
+    estimate: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+    n: int = 0
+
+    def map(self, rising: Callable[[float], float]) -> Interval:
+        """The interval of a rising function of the estimate."""
+        return Interval(*(float(rising(x)) for x in self[:3]), self.n)
+
+    def negated(self) -> Interval:
+        """The interval of the estimate with its sign changed."""
+        return Interval(-self.estimate, -self.high, -self.low, self.n)
+
+    def limits(self) -> str:
+        """'[low, high]' to three digits, dashes without finite limits."""
+        return limits(self.low, self.high)
 
 
 class Contrast(NamedTuple):
@@ -48,6 +63,11 @@ class Judgement(NamedTuple):
     verdict: str
     change: str
     exceeded: bool
+
+
+def limits(low: float, high: float) -> str:
+    """'[low, high]' to three digits, dashes where one is not finite."""
+    return f"[{low:.3g}, {high:.3g}]" if np.isfinite([low, high]).all() else "--"
 
 
 def _means(values: ArrayLike, axis: int) -> np.ndarray:
@@ -112,7 +132,7 @@ def log_ratio(a: ArrayLike, b: ArrayLike) -> np.ndarray:
 
 def per_cent(interval: Interval) -> Interval:
     """An interval of a log ratio as change in per cent, 100 (exp(x) - 1)."""
-    return Interval(*(float(100 * np.expm1(x)) for x in interval[:3]), interval.n)
+    return interval.map(lambda x: 100 * np.expm1(x))
 
 
 def paired_contrast(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Contrast:
@@ -209,7 +229,7 @@ def judge(improvement: Interval, low: float, high: float = np.inf) -> Judgement:
     """
     if not low <= high:
         raise ValueError(f"promise of {low} to {high} per cent: low <= high is needed")
-    change = verdict(Interval(-improvement.estimate, -improvement.high, -improvement.low, improvement.n))
+    change = verdict(improvement.negated())
     exceeded = bool(improvement.low > high)
     if improvement.low >= low and improvement.high >= low:
         return Judgement("confirmed", change, exceeded)

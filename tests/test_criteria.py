@@ -308,7 +308,9 @@ def crossed():
         r for (family, on), values in errors.items()
         for r in rows_of(generalisation.TRAINED[family], on, ("nrmse", "mua"), values)
     ]  # fmt: skip
-    return criteria.matrix(made([*rows, (generalisation.TRAINED["small"], 0, "training", "roughness", "", 0.1, 3)]))
+    return generalisation.matrix(
+        made([*rows, (generalisation.TRAINED["small"], 0, "training", "roughness", "", 0.1, 3)])
+    )
 
 
 def test_matrix_relates_each_set_to_home_and_to_the_specialist(crossed):
@@ -329,14 +331,14 @@ def test_matrix_leaves_out_what_was_not_judged(crossed):
     found = row(crossed, **{"trained on": "superficial", "tested on": "small"})
     assert found["seeds"] == 0 and np.isnan(found["ratio"]) and np.isnan(found["specialist"])
     assert np.isnan(row(crossed, **{"trained on": "default", "tested on": "input noise 1 %"})["specialist"])
-    cells = criteria.matrix_table(crossed).set_index("tested on")
+    cells = generalisation.matrix_table(crossed).set_index("tested on")
     assert cells.loc["small", "trained on superficial"] == "--"
     assert cells.loc["default", "trained on default"] == "0.21 (home)"
     assert cells.loc["small", "trained on default"].startswith("0.305, x 1.45 [")
 
 
 def test_matrix_answer_begins_with_the_greatest_loss(crossed):
-    first, second, *rest = criteria.matrix_answer(crossed).splitlines()
+    first, second, *rest = generalisation.matrix_answer(crossed).splitlines()
     assert first == (
         "* **Trained on small**. Not resolved on default (x 2.24); below home on input noise 1 % (x 0.50). "
         "Not resolved on default (x 2.13)."

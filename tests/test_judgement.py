@@ -328,7 +328,7 @@ def test_record_says_the_same_after_the_trip(found, tmp_path):
     loaded = judged_records.load(tmp_path / "results" / judgement.NAME)
     pd.testing.assert_frame_equal(ordered(found.table), ordered(loaded.table), rtol=1e-5)
     pd.testing.assert_frame_equal(loaded.runs, found.runs)
-    assert (loaded.profile, loaded.seeds, loaded.source) == ("smoke", 1, f"results/{judgement.NAME}")
+    assert (loaded.profile, loaded.source) == ("smoke", f"results/{judgement.NAME}")
     assert loaded.provenance == found.provenance and len(loaded.metrics) == 4
     first = {path.name: path.read_bytes() for path in (tmp_path / "results" / judgement.NAME).iterdir()}
     judged_records.save(loaded, tmp_path / "again")

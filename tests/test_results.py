@@ -63,7 +63,7 @@ def test_record_says_the_same_after_the_trip(found, folder):
         assert b[column].tolist() == pytest.approx(a[column].tolist(), rel=0, abs=tolerance, nan_ok=True), column
     texts = ["contrast", "error", "lower in", "verdict"]
     assert b[texts].equals(a[texts])
-    assert (loaded.profile, loaded.seeds, loaded.source) == ("smoke", 4, f"results/{STUDY}")
+    assert (loaded.profile, loaded.source) == ("smoke", f"results/{STUDY}")
     assert loaded.provenance == found.provenance
 
 
@@ -271,7 +271,8 @@ def taken(store, folder, seeds=2, name=STUDY, profile="smoke"):
 def test_complete_store_comes_first(store, folder):
     fill(store, 2)
     found = taken(store, folder)
-    assert found.source == "runs/" and found.seeds == 2 and set(found.runs.arm) == set(arms.STUDIES[STUDY].arms)
+    assert found.source == "runs/"
+    assert set(found.runs.seed) == {0, 1} and set(found.runs.arm) == set(arms.STUDIES[STUDY].arms)
 
 
 def test_results_stand_in_for_missing_runs(store, folder, nothing_computes):

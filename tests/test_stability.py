@@ -20,8 +20,9 @@ def test_stability_is_the_sd_over_seeds_with_the_interval_of_a_variance():
 
 
 @pytest.mark.parametrize(("low", "high", "word"), [(1, 4.9, "met"), (5.1, 9, "not met"), (4, 6, "not resolved")])
-def test_stability_is_met_by_the_whole_interval(low, high, word):
-    assert stability._stable(stability.stats.Interval((low + high) / 2, low, high, 3)) == word
+def test_stability_is_met_by_the_whole_interval(monkeypatch, low, high, word):
+    monkeypatch.setattr(stability, "spread", lambda logs: stability.stats.Interval((low + high) / 2, low, high, 3))
+    assert stability.stability(record_of({"full": -1.0}))["verdict"].tolist() == [word]
 
 
 def test_failed_run_counts_in_the_spread_and_an_arm_that_always_failed_has_none():

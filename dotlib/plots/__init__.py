@@ -64,7 +64,7 @@ def slices(
     return released(figure)
 
 
-def curves(history: pd.DataFrame, values: Mapping[str, str], *, log: bool = True) -> Figure:
+def curves(history: pd.DataFrame, values: Mapping[str, str]) -> Figure:
     """Learning curves, one panel per entry of `values` (column of `history` -> axis label).
 
     `history` has one row per arm, seed and epoch. The line is the median over seeds, the band their whole range.
@@ -78,10 +78,9 @@ def curves(history: pd.DataFrame, values: Mapping[str, str], *, log: bool = True
                 history, x="epoch", y=column, hue="arm", style="arm", estimator="median", errorbar=("pi", 100),
                 ax=ax,
             )  # fmt: skip
-            ax.set(ylabel=label, yscale="log" if log else "linear")
-            if log:
-                ax.yaxis.set_major_formatter(Decimals())
-                ax.yaxis.set_minor_formatter(Decimals())
+            ax.set(ylabel=label, yscale="log")
+            ax.yaxis.set_major_formatter(Decimals())
+            ax.yaxis.set_minor_formatter(Decimals())
             handles, labels = ax.get_legend_handles_labels()
             ax.get_legend().remove()
         columns = 2 if max(map(len, labels)) > 20 else min(4, len(labels))

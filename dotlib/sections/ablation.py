@@ -166,7 +166,7 @@ def read(table: pd.DataFrame) -> pd.DataFrame:
     out = pd.DataFrame({"improvement": [named(name) for name in IMPROVEMENTS]})
     for where, side in sides.items():
         out[f"{where}, %"] = side["effect"].to_numpy()
-        out[f"interval {where}"] = [_limits(row) for row in side.to_dict("records")]
+        out[f"interval {where}"] = [stats.limits(*bounds) for bounds in side[["low", "high"]].itertuples(index=False)]
         out[f"Holm p {where}"] = side["Holm p"].to_numpy()
     for where, side in sides.items():
         out[f"operations {where}"] = side["operations"].to_numpy()
@@ -175,10 +175,6 @@ def read(table: pd.DataFrame) -> pd.DataFrame:
     words = zip(*(side["word"] for side in sides.values()), strict=True)
     instead = [text or "--" for text in sides[WITHIN]["instead"]]
     return out.assign(agree=[agreement(*pair) for pair in words], instead=instead)
-
-
-def _limits(row: dict[str, Any]) -> str:
-    return "--" if np.isnan(row["low"]) else f"[{row['low']:.3g}, {row['high']:.3g}]"
 
 
 def incomparable(add, leave) -> str:

@@ -1,11 +1,12 @@
 """Section 4.5 in one page: what to switch on, what to leave out, what is not resolved; Markdown made of the tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from .. import stats
 from ..comparison import ASSUMED
 from ..improvements import IMPROVEMENTS
 from ..stats_crossed import Components, detectable_difference
@@ -66,8 +67,11 @@ def advice(effects: pd.DataFrame) -> pd.DataFrame:
 def _found(row: pd.Series) -> str:
     if not np.isfinite(row["effect"]):
         return NOT_COMPUTED
-    limits = f" [{row['low']:.3g}, {row['high']:.3g}]" if np.isfinite([row["low"], row["high"]]).all() else ""
-    return ", ".join(filter(None, (f"{row['effect']:+.1f} %{limits}", row["word"], row["instead"])))
+    return ", ".join(filter(None, (_change(row), row["word"], row["instead"])))
+
+
+def _change(row: Mapping[str, Any]) -> str:
+    return f"{row['effect']:+.1f} % {stats.limits(row['low'], row['high'])}".removesuffix(" --")
 
 
 def page(table: pd.DataFrame, claims: pd.DataFrame, remarks: Sequence[str] = ()) -> str:
@@ -87,9 +91,8 @@ def altogether(row: dict[str, Any]) -> str:
     """What everything together does (`ablation.altogether`), in one sentence."""
     if not np.isfinite(row["effect"]):
         return "All together, the full recipe against the baseline: not computed."
-    limits = f" [{row['low']:.3g}, {row['high']:.3g}]" if np.isfinite([row["low"], row["high"]]).all() else ""
     scope = f"{row['seeds']} seeds" + (f", failed runs: {row['failed']}" if row["failed"] else "")
-    return f"All together, the full recipe against the baseline: {row['effect']:+.1f} %{limits}, {scope}."
+    return f"All together, the full recipe against the baseline: {_change(row)}, {scope}."
 
 
 def interplay(table: pd.DataFrame) -> str:

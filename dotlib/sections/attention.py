@@ -18,7 +18,7 @@ from ..stats_crossed import detectable_difference
 from . import hypotheses, hypotheses_architecture
 from .attention_costs import CLAIM, DIGIT, GROUPS, PLAIN, overheads
 from .hypotheses import ORDER
-from .optimisers import ERRORS, Pair, contrasts, failures
+from .optimisers import Pair, contrasts, failures, family, others
 
 CONFIRMED, EXPLORED, SHOWN = "4.4-gates", "4.4-attention", "4.4-shown"
 STUDIES = (CONFIRMED, EXPLORED)
@@ -28,7 +28,6 @@ PANELS = {h.name.removeprefix("H3, "): (h.a, h.b) for h in H3}
 CONTROLS, COMPARATORS = GROUPS["control"], GROUPS["comparator"]
 SSIM: Column = ("ssim", "mua")
 MORE, LESS, OPEN, NONE = "more than both", "less than a control", "not resolved", "not computed"
-NOTHING = Interval(np.nan, np.nan, np.nan, 0)
 COLUMNS = ["hypothesis", "expected", "expected, %", "found, %", "interval, %", "seeds", "failed", "standing", "verdict"]
 COLUMNS += ["against 0", "note"]
 
@@ -47,19 +46,13 @@ def plan(phantoms: int) -> pd.DataFrame:
 
 def primary(record) -> pd.DataFrame:
     """The confirmatory family, H3's two gates: intervals at 5 % shared out among them (Bonferroni), Holm's p."""
-    table = contrasts(record, PAIRS, level=1 - hypotheses.share(H3[0]))
-    promised = {"expected low": [-h.high for h in H3], "expected high": [-h.low for h in H3]}
-    standing = {"standing": "primary", "confirmatory": True}
-    return table.assign(**promised, **standing, **{"Holm p": stats.holm(table["p"])})
+    return family(record, PAIRS, [(h.low, h.high) for h in H3])
 
 
 def secondary(record) -> pd.DataFrame:
     """Both gates on the other errors, and on the primary one at the checkpoint that validation found best."""
-    tables = [contrasts(record, PAIRS, ERRORS[name]).assign(standing=f"{name}: secondary") for name in list(ERRORS)[1:]]
-    tables.append(contrasts(dissimilar(record), PAIRS, SSIM).assign(standing="1 - SSIM of mua: secondary"))
-    best = replace(record, metrics=record.metrics[record.metrics["checkpoint"] == "best"].assign(checkpoint="last"))
-    tables.append(contrasts(best, PAIRS).assign(standing="nrmse mua, best checkpoint: secondary"))
-    return pd.concat(tables, ignore_index=True)
+    similar = contrasts(dissimilar(record), PAIRS, SSIM).assign(standing="1 - SSIM of mua: secondary")
+    return pd.concat([others(record, PAIRS), similar], ignore_index=True)
 
 
 def dissimilar(record):
@@ -112,7 +105,7 @@ def _more(table: pd.DataFrame) -> str:
 
 
 def _effect(row: Mapping[str, Any]) -> str:
-    return f"{row['effect']:+.1f} % [{row['low']:.3g}, {row['high']:.3g}]" if np.isfinite(row["low"]) else "--"
+    return f"{row['effect']:+.1f} % {stats.limits(row['low'], row['high'])}" if np.isfinite(row["low"]) else "--"
 
 
 def arithmetic() -> pd.DataFrame:
@@ -137,7 +130,7 @@ def contrast(records: Mapping[str, Any]) -> pd.DataFrame:
     study, record = next(iter(having.items()), ("", None))
     rows = []
     for h in H3:
-        found, failed = NOTHING, 0
+        found, failed = Interval(), 0
         note = f"study {study}, |1 - crc| of mua, over seeds alone" if study else "no record at hand has crc"
         if record is not None:
             table, failed = shortfall(record, [h.a, h.b]), failures(record, [h.a, h.b])
@@ -147,10 +140,10 @@ def contrast(records: Mapping[str, Any]) -> pd.DataFrame:
                 note = f"study {study} has no runs of {h.a}"
         change = stats.verdict(found) if found.n else "--"
         word = {"better": "confirmed", "worse": "refuted", "--": NONE}.get(change, OPEN)
-        found = Interval(-found.estimate, -found.high, -found.low, found.n)
+        found = found.negated()
         words = (f"H3, contrast, {h.a}", "better tumour contrast", "above 0")
         rows.append(_row(*words, found, word, note, change, failed))
-    rows.append(_row("H3, edges", "better tumour edges", "--", NOTHING, NONE, "no metric of edges is computed"))
+    rows.append(_row("H3, edges", "better tumour edges", "--", Interval(), NONE, "no metric of edges is computed"))
     return pd.DataFrame(rows)
 
 
@@ -167,7 +160,7 @@ def shortfall(record, names: list[str]) -> pd.DataFrame:
 
 
 def _row(name, expected, promise, found: Interval, word, note, change="--", failed=0) -> dict[str, Any]:
-    limits = f"[{found.low:.3g}, {found.high:.3g}]" if found.n > 1 else "--"
+    limits = found.limits() if found.n > 1 else "--"
     values = (name, expected, promise, found.estimate, limits, found.n, failed, "exploratory", word, change, note)
     return dict(zip(COLUMNS, values, strict=True))
 

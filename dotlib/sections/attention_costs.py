@@ -155,7 +155,7 @@ def bought(table: pd.DataFrame) -> pd.DataFrame:
 
 def bought_answer(table: pd.DataFrame) -> str:
     """`bought` in words, in Markdown, the arms that lie furthest above plain width first."""
-    lines = []
+    lines = ["**Beside plain width of the same cost, furthest above it first** (point estimates):\n"] * bool(len(table))
     for row in table.sort_values(table.columns[-1], ascending=False).to_dict("records"):
         said = []
         for cost, word in (("parameters", "parameters"), ("GFLOP", "operations")):

@@ -4,12 +4,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .. import arms, stats
+from .. import arms
 from ..data import phantoms
 from ..evaluation import network
 from ..localisation import GRADIENT, INPUT, MAP, MUA, NORM, RANDOM, entering, gate_of
 from ..stats import Interval
 from .attention_costs import GROUPS, PLAIN
+from .measured import over_seeds
 
 STARTED = (*GROUPS["gate"][:2], *GROUPS["control"], *GROUPS["comparator"])  # at the two deepest stages
 FEW = 4  # phantoms to start with
@@ -60,23 +61,11 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """
     rows, phantoms_of = [], table.dropna(subset="auc").groupby("arm")["phantom"].nunique()
     for (arm, stage, score), runs in per_run(table).groupby(["arm", "stage", "score"], sort=False):
-        auc, ap = over_seeds(runs["auc"]), over_seeds(runs["ap"])
+        auc, ap = (over_seeds(runs[column], 0, 1) for column in ("auc", "ap"))
         row = {"arm": arm, "stage": stage, "score": score, "seeds": len(runs), "phantoms": phantoms_of.get(arm, 0)}
-        row |= {"AUC": auc.estimate, "AUC, interval": limits(auc), "AP": ap.estimate, "AP, interval": limits(ap)}
+        row |= {"AUC": auc.estimate, "AUC, interval": auc.limits(), "AP": ap.estimate, "AP, interval": ap.limits()}
         rows.append(row | {"prevalence": runs["prevalence"].mean(), "word": _side(auc, 0.5, AWAY, FINDS)})
     return pd.DataFrame(rows)
-
-
-def over_seeds(values: pd.Series, least: float = 0.0) -> Interval:
-    """Mean with Student's interval, cut off at `least` and 1, which no mean can pass; NaN where a run has no value."""
-    if values.empty or values.isna().any():
-        return Interval(np.nan, np.nan, np.nan, len(values))
-    found = stats.seeds_interval(values.to_numpy())
-    return found if found.n == 1 else Interval(found.estimate, max(found.low, least), min(found.high, 1.0), found.n)
-
-
-def limits(found: Interval) -> str:
-    return f"[{found.low:.3g}, {found.high:.3g}]" if np.isfinite(found.low + found.high) else "--"
 
 
 def _side(found: Interval, level: float, below: str, above: str) -> str:
@@ -96,10 +85,10 @@ def beside(table: pd.DataFrame) -> pd.DataFrame:
         others = ((arm, stage, NORM), (PLAIN, stage, NORM), (arm, stage, RANDOM))
         for other in (*others, (arm, INPUT, GRADIENT), (arm, INPUT, MUA)):
             if other in runs.index.droplevel("seed"):
-                found = over_seeds((runs.loc[arm, stage, MAP] - runs.loc[other]).dropna(), -1.0)
+                found = over_seeds((runs.loc[arm, stage, MAP] - runs.loc[other]).dropna(), -1, 1)
                 name = f"{other[2]} of {other[0]}" if other[0] != arm else other[2]
                 row = {"arm": arm, "stage": stage, "map less": name, "seeds": found.n, "AUC": found.estimate}
-                row |= {"interval": limits(found), "word": _side(found, 0, LESS, MORE)}
+                row |= {"interval": found.limits(), "word": _side(found, 0, LESS, MORE)}
                 rows.append(row | {"random as high": as_high(table, arm, stage) if other[2] == RANDOM else np.nan})
     return pd.DataFrame(rows, columns=BESIDE)
 

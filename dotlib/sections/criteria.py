@@ -13,9 +13,6 @@ from .. import trivial
 from ..comparison import Column
 from ..judged_scores import INSIDE, TRAINING
 from ..stats import Interval
-from .generalisation import matrix as matrix
-from .generalisation import matrix_answer as matrix_answer
-from .generalisation import matrix_table as matrix_table
 from .measured import (
     WORDS,
     Range,
@@ -108,9 +105,9 @@ def measure(judged, arm: str, c: Criterion) -> Interval:
         return passed(values, per_seed(judged, arm, c.on, c.column, "n"))
     if c.of == "spread":
         return spread(values)
-    found = over_seeds(values / per_seed(judged, arm, c.on, ("nrmse_p50", c.column[1])) if c.of == "tail" else values)
-    low, high = (np.clip(x, 0, 1) if c.of == "fraction" else x for x in found[1:3])
-    return found._replace(low=low, high=high)
+    if c.of == "fraction":
+        return over_seeds(values, 0, 1)
+    return over_seeds(values / per_seed(judged, arm, c.on, ("nrmse_p50", c.column[1])) if c.of == "tail" else values)
 
 
 def without_network(of: Callable[[str], Interval], target: Range | None) -> dict[str, Any]:

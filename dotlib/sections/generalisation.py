@@ -6,7 +6,7 @@ import pandas as pd
 from .. import improvements
 from ..judged_sets import NAMES
 from ..stats import Interval
-from .measured import NOTHING, failures, over_seeds, per_seed, ratio, text
+from .measured import failures, over_seeds, per_seed, ratio, text
 
 TRAINED = {"default": "stage1-onecycle"} | {name.removeprefix("trained-"): name for name in improvements.FAMILIES}
 ERROR = ("nrmse", "mua")
@@ -40,7 +40,7 @@ def matrix(judged) -> pd.DataFrame:
 
 
 def _ratio(values: pd.Series, reference: pd.Series | None) -> Interval:
-    return NOTHING if reference is None or values.empty or reference.empty else ratio(values, reference)
+    return Interval() if reference is None or values.empty or reference.empty else ratio(values, reference)
 
 
 def matrix_table(matrix: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from .optimisers import ENDS, PROMISE, all_failed, combined, errors, failures, g
 from .speed import times
 
 PHANTOMS = 64  # test phantoms of the recorded size (results/PLAN.md)
-MARGIN = 5.0  # per cent: precisions that differ by less count as equal; the spread over seeds that is called stable
+MARGIN = 5.0  # per cent: precisions that differ by less count as equal
 
 
 @dataclass(frozen=True)
@@ -147,16 +147,11 @@ def finding(record, h: Hypothesis, targets: Mapping[str, float]) -> Finding | st
     return Finding(improvement, word if promised else NO_PROMISE, judged.change, "; ".join(filter(None, notes)))
 
 
-def _improvement(effect: Interval) -> Interval:
-    """A change of the error in per cent as improvement: what is lower is better."""
-    return Interval(-effect.estimate, -effect.high, -effect.low, effect.n)
-
-
 def _error(record, h: Hypothesis, targets: Mapping[str, float]) -> tuple[Interval, str] | str:
     ratio = combined(errors(record), {h.a: 1, h.b: -1})
     if ratio is None:
         return "an arm has no runs"
-    return _improvement(crossed_contrast(ratio, np.ones_like(ratio), 1 - share(h)).effect), ""
+    return crossed_contrast(ratio, np.ones_like(ratio), 1 - share(h)).effect.negated(), ""
 
 
 def _time(record, h: Hypothesis, targets: Mapping[str, float]) -> tuple[Interval, str] | Finding | str:
@@ -182,7 +177,7 @@ def _gap(record, h: Hypothesis, targets: Mapping[str, float]) -> tuple[Interval,
     table = gaps(record, (h.a, h.b))
     if table.empty:
         return "an arm has no runs"
-    return _improvement(stats.paired_contrast(table[h.a], table[h.b], 1 - share(h)).effect), _over_seeds(record, h)
+    return stats.paired_contrast(table[h.a], table[h.b], 1 - share(h)).effect.negated(), _over_seeds(record, h)
 
 
 def similarity(record, names: Sequence[str]) -> pd.DataFrame:
@@ -206,7 +201,7 @@ def _equal(record, h: Hypothesis, targets: Mapping[str, float]) -> Finding | str
     if kinds[h.a] & kinds[h.b]:
         return f"both arms ran in {', '.join(sorted(kinds[h.a]))}: this machine has no other"
     e = stats.equivalence(ratio, np.ones_like(ratio), h.low)
-    words, improvement = {"equivalent": "confirmed", "not equivalent": "refuted"}, _improvement(e.effect)
+    words, improvement = {"equivalent": "confirmed", "not equivalent": "refuted"}, e.effect.negated()
     note = f"90 % interval over seeds against {h.low:g} % either way"
     change = stats.verdict(crossed_contrast(ratio, np.ones_like(ratio), 1 - share(h)).effect)
     return Finding(improvement, words.get(e.verdict, e.verdict), change, note)
@@ -225,7 +220,7 @@ def verdicts(
 def _row(record, h: Hypothesis, targets: Mapping[str, float]) -> dict[str, Any]:
     found = "its study is not computed" if record is None else finding(record, h, targets)
     if isinstance(found, str):
-        found = Finding(Interval(np.nan, np.nan, np.nan, 0), "not computed", "--", found)
+        found = Finding(Interval(), "not computed", "--", found)
     x, known = found.improvement, found.improvement.n > 0
     row = {"hypothesis": h.name, "expected, %": h.promise, "found, %": x.estimate}
     row |= {"interval, %": f"[{x.low:.3g}, {x.high:.3g}]" if known else "--", "seeds": x.n}

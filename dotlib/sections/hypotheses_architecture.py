@@ -11,13 +11,12 @@ import pandas as pd
 from .. import config as configuration
 from .. import stats
 from ..data import phantoms
-from ..improvements import ALTERNATIVES, label
+from ..improvements import ALTERNATIVES
 from ..stats import Interval
-from . import hypotheses
+from . import ablation, hypotheses
 from .hypotheses import NO_PROMISE, Hypothesis
 
 STUDIES = ("4.5-add-one-in", "4.5-leave-one-out", "4.5-data", "4.5-roadmap", "4.4-gates")
-DIRECTIONS = ("alone", "in full")  # on the baseline, and in the full recipe
 WEAK = ("refuted", "not computed", "not resolved", NO_PROMISE, "confirmed")  # what is not computed may be refuted
 PREMISE = "H7, premise"
 _GATE = "10-15 % better mua by spatial attention"
@@ -28,14 +27,12 @@ _AT_ONCE = "data size, tumour size and optimiser change at once"
 
 def _both(name: str, expected: str, improvement: str, low: float, high: float = np.inf, **more) -> list[Hypothesis]:
     """A hypothesis on one improvement, in both directions."""
-    pairs = ((f"add-{label(improvement)}", "baseline"), ("full", f"leave-{label(improvement)}"))
-    notes = [more.pop("note", "")] * 2
+    notes = dict.fromkeys(ablation.OF, more.pop("note", ""))
     if improvement in ALTERNATIVES:
-        pairs = (pairs[0], (f"swap-{label(improvement)}", f"leave-{label(ALTERNATIVES[improvement])}"))
-        notes[1] = "against none in the full recipe"  # not against what it takes the place of
+        notes[ablation.WITHIN] = "against none in the full recipe"  # not against what it takes the place of
     return [
-        Hypothesis(f"{name}, {where}", expected, *pair, low, high, note=note, **more)
-        for where, pair, note in zip(DIRECTIONS, pairs, notes, strict=True)
+        Hypothesis(f"{name}, {where}", expected, *ablation.pair(improvement, where)[1:], low, high, note=note, **more)
+        for where, note in notes.items()
     ]
 
 
@@ -82,7 +79,7 @@ def premise(profile: str) -> pd.DataFrame:
         low, middle, high = np.percentile(contrast[:, i], (5, 50, 95))
         share = _lower(contrast, i)
         row = {"channel": channel, "inclusions": share.n, "5 %": low, "median": middle, "95 %": high}
-        rows.append(row | {"lower in, %": share.estimate, "interval, %": f"[{share.low:.3g}, {share.high:.3g}]"})
+        rows.append(row | {"lower in, %": share.estimate, "interval, %": share.limits()})
     return pd.DataFrame(rows)
 
 
@@ -102,8 +99,7 @@ def contrasts(tables: np.ndarray) -> np.ndarray:
 def _lower(contrast: np.ndarray, channel: int) -> Interval:
     """The share of inclusions, per cent, in which a channel's contrast is the lower one, with Wilson's interval."""
     lower = contrast[:, channel] < contrast[:, 1 - channel]
-    found = stats.wilson(int(lower.sum()), len(lower))
-    return Interval(*(100 * x for x in found[:3]), found.n)
+    return stats.wilson(int(lower.sum()), len(lower)).map(lambda x: 100 * x)
 
 
 def premise_row(profile: str) -> dict:
@@ -114,7 +110,7 @@ def premise_row(profile: str) -> dict:
     share = _lower(contrasts(_tables(profile)), 0)
     word = stats.judge(share, 50).verdict
     row = {"hypothesis": PREMISE, "expected, %": "above 50", "found, %": share.estimate}
-    row |= {"interval, %": f"[{share.low:.3g}, {share.high:.3g}]", "seeds": 0, "failed": 0, "standing": "exploratory"}
+    row |= {"interval, %": share.limits(), "seeds": 0, "failed": 0, "standing": "exploratory"}
     note = f"share of {share.n} inclusions of the phantoms themselves, no run"
     return row | {"verdict": word, "against 0": "--", "note": note}
 
@@ -150,7 +146,7 @@ def words() -> dict[str, str]:
 
 def claim_of(name: str) -> str:
     """A row's claim: its name without the direction."""
-    return re.sub(rf", ({'|'.join(DIRECTIONS)})$", "", name)
+    return re.sub(rf", ({'|'.join(ablation.OF)})$", "", name)
 
 
 def claims(table: pd.DataFrame) -> pd.DataFrame:

@@ -66,9 +66,9 @@ def levels(table: pd.DataFrame) -> pd.DataFrame:
     """A row a size: seeds, failed, geometric mean over seeds with Student's interval, and what each law says there."""
     found, rows = laws(table), []
     for number, of in table.groupby("phantoms"):
-        x = [float(np.exp(v)) for v in stats.seeds_interval(np.log(of["value"].to_numpy(dtype=float)))[:3]]
+        x = stats.seeds_interval(np.log(of["value"].to_numpy(dtype=float))).map(np.exp)
         row = {"training phantoms": int(number), "seeds": len(of), "failed": int((of["failed"] != "").sum())}
-        row |= {"nrmse of mua": x[0], "interval": _limits(*x[1:])}
+        row |= {"nrmse of mua": x.estimate, "interval": x.limits()}
         rows.append(row | {form: power_law.curve(law, [number])[0].estimate for form, law in found.items()})
     return pd.DataFrame(rows)
 
@@ -100,11 +100,7 @@ def _flat(law: PowerLaw) -> bool:
 
 
 def _text(x: stats.Interval) -> str:
-    return f"{x.estimate:.3g} {_limits(x.low, x.high)}"
-
-
-def _limits(low: float, high: float) -> str:
-    return f"[{low:.3g}, {high:.3g}]" if np.isfinite([low, high]).all() else "--"
+    return f"{x.estimate:.3g} {x.limits()}"
 
 
 def answer(table: pd.DataFrame) -> str:

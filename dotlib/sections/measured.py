@@ -11,7 +11,6 @@ from .. import stats
 from ..comparison import Column
 from ..stats import Interval
 
-NOTHING = Interval(np.nan, np.nan, np.nan, 0)
 WORDS = ("not met", "not resolved", "not computed", "met")  # negative results first
 Range = tuple[float, float]  # of values that meet a target, ends included
 
@@ -25,20 +24,22 @@ def per_seed(judged, arm: str, on: str, column: Column, of: str = "value") -> pd
     return rows.set_index("seed")[of].sort_index()
 
 
-def over_seeds(values: pd.Series) -> Interval:
-    """Mean over seeds with Student's interval; without numbers where a seed has none."""
+def over_seeds(values: pd.Series, least: float = -np.inf, most: float = np.inf) -> Interval:
+    """Mean over seeds with Student's interval, cut off at `least` and `most`, which no mean can pass; without numbers
+    where a seed has none."""
     if values.empty or values.isna().any():
-        return Interval(np.nan, np.nan, np.nan, len(values))
+        return Interval(n=len(values))
     if np.isinf(values).any():  # the PSNR of what is exact
         return Interval(*[float(values.mean())] * 3, len(values))
-    return stats.seeds_interval(values)
+    found = stats.seeds_interval(values.to_numpy())
+    return found if found.n == 1 else found._replace(low=max(found.low, least), high=min(found.high, most))
 
 
 def spread(logs: pd.Series, level: float = 0.95) -> Interval:
     """Standard deviation over seeds of a logarithm, in per cent, with its chi-square interval."""
     n = len(logs)
     if n < 2 or logs.isna().any():
-        return Interval(np.nan, np.nan, np.nan, n)
+        return Interval(n=n)
     sd = 100 * float(logs.std(ddof=1))
     high, low = (np.sqrt((n - 1) / scipy_stats.chi2.ppf((1 + side * level) / 2, n - 1)) for side in (-1, 1))
     return Interval(sd, sd * float(low), sd * float(high), n)
@@ -50,7 +51,7 @@ def passed(counts: pd.Series, totals: pd.Series) -> Interval:
     All seeds see the same inclusions, so their counts are not added up; n is the number of seeds.
     """
     if counts.empty or counts.isna().any() or not totals.max() > 0:
-        return Interval(np.nan, np.nan, np.nan, len(counts))
+        return Interval(n=len(counts))
     share = stats.wilson(round(counts.mean()), int(totals.max()))
     return Interval(float(counts.mean() / totals.max()), share.low, share.high, len(counts))
 
@@ -59,8 +60,7 @@ def ratio(values: pd.Series, reference: pd.Series) -> Interval:
     """Ratio of two errors over the seeds that both have, geometric mean with Student's interval of the logarithms."""
     seeds = values.index.intersection(reference.index)
     logs = np.log(values.loc[seeds]) - np.log(reference.loc[seeds])
-    found = over_seeds(logs.replace([np.inf, -np.inf], np.nan))
-    return Interval(*(float(np.exp(x)) for x in found[:3]), found.n)
+    return over_seeds(logs.replace([np.inf, -np.inf], np.nan)).map(np.exp)
 
 
 def below(limit: float) -> Range:
@@ -99,8 +99,7 @@ def text(found: Interval) -> str:
     """An estimate with its interval, three significant digits; without one from a single seed."""
     if np.isnan(found.estimate):
         return "--"
-    limits = f" [{found.low:.3g}, {found.high:.3g}]" if np.isfinite(found.low + found.high) else ""
-    return f"{found.estimate:.3g}{limits}"
+    return f"{found.estimate:.3g} {found.limits()}".removesuffix(" --")
 
 
 def listed(words: pd.Series, names: pd.Series) -> str:

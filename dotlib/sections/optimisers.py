@@ -174,17 +174,27 @@ def shown(table: pd.DataFrame, *more: str) -> pd.DataFrame:
 
 
 def ends(record) -> pd.DataFrame:
-    """The confirmatory family: both pairs of ends, intervals at 5 % shared out among them (Bonferroni), Holm's p."""
+    """The confirmatory family: both pairs of ends (`family`)."""
     pairs = [Pair(f"{name}, against {b}", a, b) for name, (a, b) in ENDS.items()]
+    return family(record, pairs, [PROMISE] * len(pairs))
+
+
+def family(record, pairs: Sequence[Pair], promises: Sequence[tuple[float, float]]) -> pd.DataFrame:
+    """A confirmatory family: intervals at 5 % shared out among the pairs (Bonferroni), Holm's p; beside each pair the
+    improvement, least and most, that is expected of it."""
     table = contrasts(record, pairs, level=1 - 0.05 / len(pairs))
-    promised = {"expected low": -PROMISE[1], "expected high": -PROMISE[0]}
+    promised = {"expected low": [-most for _, most in promises], "expected high": [-least for least, _ in promises]}
     standing = {"standing": "primary", "confirmatory": True}
     return table.assign(**promised, **standing, **{"Holm p": stats.holm(table["p"])})
 
 
 def secondary(record) -> pd.DataFrame:
     """The ends on the other errors, and on the primary one at the checkpoint that validation found best; unadjusted."""
-    pairs = [Pair(name, a, b) for name, (a, b) in ENDS.items()]
+    return others(record, [Pair(name, a, b) for name, (a, b) in ENDS.items()])
+
+
+def others(record, pairs: Sequence[Pair]) -> pd.DataFrame:
+    """Pairs on the errors that are not primary, and on the primary one at the checkpoint that validation found best."""
     names = list(ERRORS)[1:]
     tables = [contrasts(record, pairs, ERRORS[name]).assign(standing=f"{name}: secondary") for name in names]
     best = replace(record, metrics=record.metrics[record.metrics["checkpoint"] == "best"].assign(checkpoint="last"))

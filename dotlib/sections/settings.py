@@ -17,13 +17,13 @@ SENSITIVITY = {
 NO_RUN = "no run"
 
 
-def tuning_points(record, column: str = "nrmse_mua") -> pd.DataFrame:
+def tuning_points(record) -> pd.DataFrame:
     """The points that each candidate was tried with: arm, lr, weight_decay, warmup, error, failed, chosen, edge.
 
     `error` is the last validation error; `edge` names the settings of the chosen point that are the lowest or highest
     tried.
     """
-    last = record.epochs.sort_values("epoch").groupby("arm")[column].last()
+    last = record.epochs.sort_values("epoch").groupby("arm")["nrmse_mua"].last()
     failed, parts = record.runs.set_index("arm")["failed"], []
     for name, keys in arms.TUNING.items():
         part = pd.DataFrame(arms.points(name)).assign(arm=name)

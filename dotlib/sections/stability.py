@@ -5,7 +5,7 @@ import pandas as pd
 
 from .. import arms, stats
 from ..config import Config, Loss
-from .measured import spread
+from .measured import below, spread, standing
 from .optimisers import all_failed, runs_of
 from .optimisers import gaps as ratios
 
@@ -24,16 +24,9 @@ def stability(record) -> pd.DataFrame:
         row = {"arm": arm, "seeds": len(runs), "failed": int((runs["failed"] != "").sum())}
         logs = np.log(runs["value"]) if not all_failed(record, [arm]) else pd.Series([], dtype=float)
         found = spread(logs)
-        rows.append(row | {"sd": found.estimate, "low": found.low, "high": found.high, "verdict": _stable(found)})
+        row |= {"sd": found.estimate, "low": found.low, "high": found.high}
+        rows.append(row | {"verdict": standing(found, below(STABLE))})
     return pd.DataFrame(rows)
-
-
-def _stable(found: stats.Interval) -> str:
-    if np.isnan(found.estimate):
-        return "not computed"
-    if found.high <= STABLE:
-        return "met"
-    return "not met" if found.low > STABLE else "not resolved"
 
 
 def gaps(record) -> pd.DataFrame:
@@ -74,5 +67,4 @@ def table(record) -> pd.DataFrame:
 
 
 def _limits(rows: pd.DataFrame) -> list[str]:
-    bounds = rows[["low", "high"]].itertuples(index=False)
-    return [f"[{low:.3g}, {high:.3g}]" if np.isfinite([low, high]).all() else "--" for low, high in bounds]
+    return [stats.limits(*bounds) for bounds in rows[["low", "high"]].itertuples(index=False)]
