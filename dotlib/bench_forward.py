@@ -19,6 +19,7 @@ from .data import phantoms, probe, recording
 from .physics import diffusion, geometry
 from .physics.diffusion import Medium, System
 from .physics.ssor import LANES, ROW, Ssor
+from .sections.roofline import copy_speed
 
 SEED = 0
 FREQUENCY = 140e6  # Hz
@@ -29,7 +30,7 @@ DIRECT = 32  # the largest grid for a direct solve: its fill takes gigabytes and
 # Beside these 14 rows the neighbours' indices and couplings, 3 and 3 a sweep, and `extra`.
 TRAFFIC = 14 * 4 * ROW + 2 * 6 * 4 + 2 * 4  # bytes; a written row that is not in the cache is also read, not counted
 FEW, MANY = 2, 22  # iterations: their difference leaves out what is done once
-COPIED = 2**26  # floats of the copy whose speed is the ceiling
+COPIED = 256  # MiB of the copy whose speed is the ceiling
 
 
 def bench_forward(profile: Profile) -> list[dict]:
@@ -160,12 +161,6 @@ def memory() -> dict:
     return row("peak memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, "GB", n=1)
 
 
-def copy_speed() -> float:
-    """Bytes per second read and written by copying a large array on all threads."""
-    a, b = torch.zeros(COPIED), torch.zeros(COPIED)
-    return rate(lambda: b.copy_(a), 2 * 4 * COPIED)
-
-
 def traffic(grid: int) -> list[dict]:
     """Iterations to convergence, and bytes that the fused sweeps move, a block of columns on each thread."""
     s, b = system(grid, "cpu", LANES * torch.get_num_threads())
@@ -174,7 +169,7 @@ def traffic(grid: int) -> list[dict]:
     n = 2 * REPEATS
     few, many = (1 / rate(lambda k=k: sweeps.solve([b], 0.0, k), 1, n) for k in (FEW, MANY))
     moved = TRAFFIC * len(s.cells) * torch.get_num_threads() * (MANY - FEW)
-    speed, name = copy_speed() / 1e9, "copy of 256 MiB"
+    speed, name = copy_speed("cpu", COPIED), f"copy of {COPIED} MiB"
     return [
         row(f"iterations, fused sweeps {grid}^3", iterations, "iterations", n=1),
         row(name, speed, "GB/s"),

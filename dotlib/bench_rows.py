@@ -1,21 +1,16 @@
 """What benchmarks are made of: the rate of a piece of work, and the row that is printed."""
 
-import statistics
-import time
 from collections.abc import Callable
+
+from . import machine
+from .sections.roofline import median_seconds
 
 REPEATS = 5
 
 
 def rate(work: Callable[[], object], n: float, repeats: int = REPEATS) -> float:
     """n per second of the median repeat, after one warm-up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return n / statistics.median(times)
+    return n / median_seconds(work, machine.device(), repeats)
 
 
 def row(name: str, value: float, unit: str, baseline: str = "", base: float | None = None, n: int = REPEATS) -> dict:

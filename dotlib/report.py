@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from . import checkpoint
 from .plots import STYLE, TEXT_WIDTH
 from .provenance import commit
 
@@ -112,8 +112,9 @@ class Book:
         record |= {"inputs": dict(inputs), "provenance": provenance()}
         # the sidecar comes last: what it lists is complete
         contents[f"{stem}.json"] = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+        self.folder.mkdir(parents=True, exist_ok=True)
         for file, content in contents.items():
-            _write(self.folder / file, content)
+            checkpoint.write(self.folder / file, content, durable=False)
         _write_index(self.folder, known)
         return [self.folder / file for file in contents]
 
@@ -254,21 +255,14 @@ def _width(text: str, size: int) -> float:
     return size * SMALLER[size] * sum(WIDTHS.get(c, 1) for c in MINUS.sub("+", text))
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(content)
-    os.replace(part, path)
-
-
 def _write_index(folder: Path, known: Mapping[str, str]) -> None:
     """The cited sources, and a LaTeX document that takes in everything in the folder."""
     records = sidecars(folder)
     cited = {key for record in records for key in record["cites"]}
-    _write(folder / "references.bib", "".join(f"{known[key]}\n\n" for key in known if key in cited).encode())
+    bibliography = "".join(f"{known[key]}\n\n" for key in known if key in cited)
+    checkpoint.write(folder / "references.bib", bibliography.encode(), durable=False)
     lines = [r"\documentclass[11pt]{article}", r"\usepackage{array,booktabs,graphicx,rotating}"]
     lines += [rf"\setlength{{\textwidth}}{{{UPRIGHT}pt}}", r"\setlength{\textheight}{590pt}", r"\begin{document}"]
     lines += [rf"\input{{{record['name']}.tex}}\clearpage" for record in records]
     lines += [r"\bibliographystyle{plain}", r"\bibliography{references}"] * bool(cited) + [r"\end{document}", ""]
-    _write(folder / "all.tex", "\n".join(lines).encode())
+    checkpoint.write(folder / "all.tex", "\n".join(lines).encode(), durable=False)

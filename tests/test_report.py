@@ -1,6 +1,8 @@
 """Figures and tables as the thesis takes them, and the pictures themselves."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -139,7 +141,7 @@ def test_sidecar_says_what_the_figure_rests_on(tmp_path, figure):
 
 
 def test_provenance_names_the_commit_of_the_code(tmp_path, monkeypatch):
-    for name in [name for name in report.os.environ if name.startswith("GIT_")]:
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
 
     def git(*words):
@@ -217,17 +219,18 @@ def test_everything_compiles_in_one_document(tmp_path, figure, table):
     assert "Overfull" not in result.stdout
 
 
-def test_interrupted_write_leaves_the_former_file(tmp_path, monkeypatch):
-    target = tmp_path / "a.csv"
-    report._write(target, b"former")
+def test_interrupted_write_leaves_the_former_files(tmp_path, table, monkeypatch):
+    book = report.Book("4.2", "quick", tmp_path)
+    book.save(table, "arms", "Arms.", **SCOPE)
+    former = contents(tmp_path)
 
     def fail(*_):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
-    monkeypatch.setattr(report.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        report._write(target, b"new")
-    assert target.read_bytes() == b"former"
+        book.save(table[:1], "arms", "Arms.", **SCOPE)
+    assert contents(tmp_path) == former
 
 
 @pytest.mark.parametrize(("normal", "column", "row"), [("x", 2, 3), ("y", 1, 3), ("z", 1, 2)])

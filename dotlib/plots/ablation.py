@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from . import STYLE, TEXT_WIDTH, released
-from .optimisers import BAD, CHANGES, LINES, _decimal_log, _dots, _line, _numbers, _reach, _spread
+from .optimisers import BAD, LINES, _decimal_log, _dots, _line, _numbers, _ratios, _reach
 
 MARKERS, COLORS, OFFSET = ("o", "s"), ("C0", "C2"), 0.2  # of the two directions
 SPREADS = (0.1, 0.3, 1, 3, 10, 30, 100, 300)  # per cent: candidates for ticks
@@ -60,16 +60,6 @@ def _marker(ax: Axes, y: float, row: pd.Series, side: int, left: float, right: f
     if left <= centre <= right:
         face = color if row["confirmatory"] else "white"
         ax.plot(centre, y, MARKERS[side], color=color, markerfacecolor=face, ms=4, zorder=3)
-
-
-def _ratios(ax: Axes, left: float, right: float, label: str) -> None:
-    """A logarithmic axis of ratios, its ticks in per cent."""
-    ax.axvline(1, color="0.2", lw=0.8)
-    ax.set(xscale="log", xlim=(left, right), xlabel=label)
-    ticks = [c for c in CHANGES if left <= 1 + c / 100 <= right]
-    ax.xaxis.set_major_locator(FixedLocator([1 + c / 100 for c in _spread(ticks, left, right)]))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * (x - 1):+.0f}" if abs(x - 1) > 1e-9 else "0"))
-    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def spread(tables: Mapping[str, pd.DataFrame], limit: float, label: str) -> Figure:

@@ -77,12 +77,8 @@ def forest(table: pd.DataFrame, label: str) -> Figure:
         figure, ax = plt.subplots(figsize=(TEXT_WIDTH, 0.17 * (len(table) + starts.sum()) + 0.75))
         for place, (_, row) in zip(y, table.iterrows(), strict=True):
             _effect(ax, place, row, left, right)
-        ax.axvline(1, color="0.2", lw=0.8)
-        ax.set(xscale="log", xlim=(left, right), ylim=(y.min() - 0.7, 0.5), xlabel=label)
-        ticks = [c for c in CHANGES if left <= 1 + c / 100 <= right]
-        ax.xaxis.set_major_locator(FixedLocator([1 + c / 100 for c in _spread(ticks, left, right)]))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * (x - 1):+.0f}" if abs(x - 1) > 1e-9 else "0"))
-        ax.xaxis.set_minor_locator(NullLocator())
+        _ratios(ax, left, right, label)
+        ax.set(ylim=(y.min() - 0.7, 0.5))
         ax.set_yticks([*y, *y[starts] + 1], [*table["label"], *table.loc[starts, "group"]])
         for text in ax.get_yticklabels()[len(y) :]:
             text.set_style("italic")
@@ -100,6 +96,16 @@ def _reach(table: pd.DataFrame) -> tuple[float, float]:
     values = table[["effect", "low", "high", "expected low", "expected high"]].to_numpy(float)
     values = np.clip([*values[np.isfinite(values)], -10, 10], -80, 150)
     return (1 + values.min() / 100) / 1.05, (1 + values.max() / 100) * 1.05
+
+
+def _ratios(ax: Axes, left: float, right: float, label: str) -> None:
+    """A logarithmic axis of ratios, its ticks in per cent."""
+    ax.axvline(1, color="0.2", lw=0.8)
+    ax.set(xscale="log", xlim=(left, right), xlabel=label)
+    ticks = [c for c in CHANGES if left <= 1 + c / 100 <= right]
+    ax.xaxis.set_major_locator(FixedLocator([1 + c / 100 for c in _spread(ticks, left, right)]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * (x - 1):+.0f}" if abs(x - 1) > 1e-9 else "0"))
+    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def _effect(ax: Axes, y: float, row: pd.Series, left: float, right: float) -> None:
