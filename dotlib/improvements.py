@@ -258,7 +258,7 @@ FAMILIES = {
 # The longest runs: the one-cycle recipe's five improvements, and those that validation speaks for in both directions of
 # the ablation (results/PLAN.md, `sections.budget.chosen`).
 GIVEN = ("optimiser", "schedule", "duration", "data size", "tumour size")
-BEST = GIVEN
+BEST = (*GIVEN, "channel weight")
 WIDTHS = {"specified": 16, "half": 8}  # channels of the first stage
 BUDGETS = {"specified": (16, 4, 1), "half": (64, 16, 4, 1)}  # times `unit`, the longest first
 
