@@ -94,8 +94,6 @@ def test_rule_reads_no_test_metric_and_leaves_out_failed_runs():
 
 def test_recipe_is_the_one_that_the_recorded_ablation_speaks_for():
     folders = [ROOT / "results" / study for study in ("4.5-add-one-in", "4.5-leave-one-out")]
-    if not all(folder.is_dir() for folder in folders):
-        pytest.skip("both directions of the ablation must be recorded")
     table = budget.chosen(*map(records.load, folders))
     assert {*GIVEN, *table.loc[table["chosen"] == "yes", "improvement"]} == set(BEST)
 

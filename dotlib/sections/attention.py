@@ -18,7 +18,7 @@ from ..stats_crossed import detectable_difference
 from . import hypotheses, hypotheses_architecture
 from .attention_costs import CLAIM, DIGIT, GROUPS, PLAIN, overheads
 from .hypotheses import ORDER
-from .optimisers import Pair, contrasts, failures, family, others
+from .optimisers import Pair, contrasts, failures, family, other_errors
 
 CONFIRMED, EXPLORED, SHOWN = "4.4-gates", "4.4-attention", "4.4-shown"
 STUDIES = (CONFIRMED, EXPLORED)
@@ -52,7 +52,7 @@ def primary(record) -> pd.DataFrame:
 def secondary(record) -> pd.DataFrame:
     """Both gates on the other errors, and on the primary one at the checkpoint that validation found best."""
     similar = contrasts(dissimilar(record), PAIRS, SSIM).assign(standing="1 - SSIM of mua: secondary")
-    return pd.concat([others(record, PAIRS), similar], ignore_index=True)
+    return pd.concat([other_errors(record, PAIRS), similar], ignore_index=True)
 
 
 def dissimilar(record):

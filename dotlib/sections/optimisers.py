@@ -190,10 +190,10 @@ def family(record, pairs: Sequence[Pair], promises: Sequence[tuple[float, float]
 
 def secondary(record) -> pd.DataFrame:
     """The ends on the other errors, and on the primary one at the checkpoint that validation found best; unadjusted."""
-    return others(record, [Pair(name, a, b) for name, (a, b) in ENDS.items()])
+    return other_errors(record, [Pair(name, a, b) for name, (a, b) in ENDS.items()])
 
 
-def others(record, pairs: Sequence[Pair]) -> pd.DataFrame:
+def other_errors(record, pairs: Sequence[Pair]) -> pd.DataFrame:
     """Pairs on the errors that are not primary, and on the primary one at the checkpoint that validation found best."""
     names = list(ERRORS)[1:]
     tables = [contrasts(record, pairs, ERRORS[name]).assign(standing=f"{name}: secondary") for name in names]
