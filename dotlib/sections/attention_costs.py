@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import quantile_test
+from torch._subclasses import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -82,11 +85,19 @@ def costs(profile: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _cost(config: Config) -> dict[str, float]:
-    model, volume = network(config).eval(), torch.zeros(1, 2, *(config.data.grid,) * 3)
+@contextlib.contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """A counter of operations, within which tensors have shapes alone: nothing is computed, and what is made outside
+    cannot be used."""
     # the counter knows no product inside a fused attention
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(volume)
+    with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
+
+
+def _cost(config: Config) -> dict[str, float]:
+    with counting() as counter, torch.no_grad():
+        model = network(config).eval()
+        model(torch.zeros(1, 2, *(config.data.grid,) * 3))
     return {"parameters": sum(p.numel() for p in model.parameters()), "GFLOP": counter.get_total_flops() / 1e9}
 
 
@@ -100,11 +111,11 @@ def operations(config: Config) -> float:
 
 @functools.cache
 def _operations(grid: int, model: Model, loss: Loss) -> float:
-    own, volumes = _random(grid, model), torch.rand(2, 2, *(grid,) * 3)
-    # what a perceptual term looks through takes as many operations with random weights as with trained ones
-    seen = _random(grid, Model(name="stage1", width=model.width, code=model.code)).eval().requires_grad_(False)
-    criterion = losses.Criterion(loss, own.standard, lambda x: list(seen.features(x).values()))
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with counting() as counter:
+        own, volumes = _random(grid, model), torch.rand(2, 2, *(grid,) * 3)
+        # what a perceptual term looks through takes as many operations with random weights as with trained ones
+        seen = _random(grid, Model(name="stage1", width=model.width, code=model.code)).eval().requires_grad_(False)
+        criterion = losses.Criterion(loss, own.standard, lambda x: list(seen.features(x).values()))
         criterion.total(criterion(own(volumes), volumes)).backward()
     return counter.get_total_flops() / len(volumes) / 1e9
 
