@@ -42,12 +42,13 @@ def italic(text: str) -> str:
 
 
 def readable(table: pd.DataFrame, scope: str = ""):
-    """Any table as a page shows it: three digits, dashes for what is missing, texts whole; above it `scope`, if given.
+    """Any table as a page shows it: three digits, dashes for what is missing, texts whole; above it `scope`, if given,
+    and that it has no rows.
 
     For a notebook to show, with or without a Page; what `Book.save` takes is the table itself.
     """
-    styler = table.style.format(cell).hide(axis="index")
-    return styler.set_caption(scope) if scope else styler
+    styler, words = table.style.format(cell).hide(axis="index"), scope if len(table) else f"{scope} No rows.".strip()
+    return styler.set_caption(words) if words else styler
 
 
 def found(evidence: Mapping[str, Any]) -> pd.DataFrame:

@@ -34,7 +34,8 @@ def scores(raw: Tensor, raw_twin: Tensor, part: Part) -> dict[str, Tensor]:
     pred, twin = metrics.clamp(raw), metrics.clamp(raw_twin)
     fidelity = [f(pred, truth, masks.tissue) for f in (metrics.nrmse, metrics.rmse)]
     values = dict(zip(("nrmse", "rmse"), fidelity, strict=True))
-    values["ssim"] = metrics.ssim(pred, truth, masks.tissue, metrics.RANGES)
+    fits = truth.shape[-1] > 2 * metrics.RADIUS  # SSIM's window into the cube
+    values["ssim"] = metrics.ssim(pred, truth, masks.tissue, metrics.RANGES) if fits else fidelity[0] * torch.nan
     values["skill"] = metrics.skill(pred, truth, part.reference, masks.tissue)
     values |= {f.__name__: f(pred, truth, masks.background) for f in (metrics.background_noise, metrics.bias)}
     values |= {f.__name__: f(raw, truth) for f in (metrics.legacy_rmse, metrics.legacy_ssim)}

@@ -18,12 +18,18 @@ SEED = 4500  # of the families' phantoms, of what chance finds and of the noise;
 COUNT = 64  # phantoms of a family, or as many as the base has in its test part
 CHUNK = 32
 NOISE = 0.01  # sd of what the network sees, over each channel's range
-VARIANTS = ("hard voxels", "moved by a third of a voxel", "input noise 1 %")
+VARIANTS = (
+    "hard voxels",
+    "moved by a third of a voxel",
+    "input noise 1 %",
+    "voxels twice as large",
+    "voxels half as large",
+)
 NAMES = (*phantoms.FAMILIES, *VARIANTS)  # of all sets
 
 
 class Part(NamedTuple):
-    """Some phantoms of a set, volumes (P, 2, D, H, W) in mm^-1.
+    """Some phantoms of a set, volumes (P, 2, D, H, W) in mm^-1, on the grid of the set.
 
     `seen` and `seen_twin` are what a network is given of the phantoms and of their tumour-free twins, `truth` what it
     should answer, `reference` the ellipsoid with its own background: the twin's truth. `chance`: (P, K, 2) mm, the
@@ -81,15 +87,16 @@ class Phantoms:
 
 def sets(base: Data, data: Dataset) -> dict[str, Phantoms]:
     """The sets by name: the test part of `data`, which is that of `base`, under its family's name; a set of every other
-    family; and the test part as hard voxels, moved, and seen through noise."""
+    family; and the test part as hard voxels, moved, seen through noise, and in other voxels than the base's."""
     own = Phantoms(base.family, data.part("test"), base.grid)
     count = min(COUNT, len(own))
     others = [Phantoms(name, drawn(name, base, count), base.grid) for name in phantoms.FAMILIES if name != base.family]
     moved = own.tables.copy()
     moved[:, :, phantoms.CENTRE] += data.voxel / 3
-    hard, third, noisy = VARIANTS
+    hard, third, noisy, coarse, fine = VARIANTS
     variants = [replace(own, name=hard, hard=True), replace(own, name=third, tables=moved)]
-    variants.append(replace(own, name=noisy, noise=NOISE))
+    variants += [replace(own, name=noisy, noise=NOISE)]
+    variants += [replace(own, name=coarse, grid=base.grid // 2), replace(own, name=fine, grid=2 * base.grid)]
     return {found.name: found for found in (own, *others, *variants)}
 
 

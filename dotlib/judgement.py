@@ -23,6 +23,7 @@ from .data import dataset, phantoms
 from .judged_records import COLUMNS, Judged, load
 from .judged_scores import TRAINING, scores, summary, training
 from .judged_sets import Phantoms, sets
+from .models.skips import resample
 from .trainer import History
 
 VERSION = "1"  # raised by hand whenever the same weights and phantoms would give other numbers
@@ -63,7 +64,7 @@ def ellipsoid_mean(tables: np.ndarray) -> np.ndarray:
 def predictors(on: Phantoms, mean: Tensor, device: str) -> dict[str, Predictor]:
     """The predictors of `trivial` for one set, ellipsoids in the set's own voxels; `mean`: the base's mean volume."""
     zeros, average, same, own = trivial.PREDICTORS
-    mean = mean.to(device)
+    mean = resample(mean.to(device)[None], on.grid, "trilinear")
     return {
         zeros: lambda seen, tables: torch.zeros_like(seen),
         average: lambda seen, tables: mean.expand_as(seen),
@@ -73,10 +74,18 @@ def predictors(on: Phantoms, mean: Tensor, device: str) -> dict[str, Predictor]:
 
 
 def network(run: study.Run, device: str) -> Predictor:
-    """A finished run's network, by its last checkpoint, in the precision that it was trained in."""
+    """A finished run's network, by its last checkpoint, in the precision that it was trained in.
+
+    It sees volumes of any grid on its own, and its answer goes back: means over voxels, or linear between centres.
+    """
     model = evaluation.trained(run.config, Path(run.infra.uid_folder()), on=device)
-    dtype = machine.precision(run.config.training.precision, device)
-    return lambda seen, tables: evaluation.predict(model, seen, dtype)
+    dtype, grid = machine.precision(run.config.training.precision, device), run.config.data.grid
+
+    def predictor(seen: Tensor, tables: np.ndarray) -> Tensor:
+        answer = evaluation.predict(model, resample(seen, grid, "trilinear"), dtype)
+        return resample(answer, seen.shape[-1], "trilinear")
+
+    return predictor
 
 
 def weights_of(run: study.Run) -> str:
@@ -136,10 +145,13 @@ def table(finished: Mapping[Key, study.Run], base: Data, store: Path, earlier: J
 
 
 def _require_same_sets(found: pd.DataFrame, earlier: Judged) -> None:
-    """The trivial predictors tell whether two tables rest on the same phantoms and the same metrics."""
+    """The trivial predictors tell whether two tables rest on the same phantoms and the same metrics; sets on which no
+    run of `earlier` is judged it may lack."""
     keys = ["arm", "set", "metric", "channel"]
+    arms = earlier.runs.loc[earlier.runs["failed"] == "", "arm"].unique()
+    found = found[[any(asked(arm, name) for arm in arms) for name in found["set"]]]
     now, then = (t[t["arm"].isin(trivial.PREDICTORS)].set_index(keys)["value"] for t in (found, earlier.table))
-    same = set(now.index) == set(then.index) and np.allclose(now, then[now.index], rtol=1e-4, atol=1e-6, equal_nan=True)
+    same = set(now.index) <= set(then.index) and np.allclose(now, then[now.index], rtol=1e-4, atol=1e-6, equal_nan=True)
     if not same:
         raise study.StudyError(f"{earlier.source}: judged on other sets than these runs: remove it to record anew")
 

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from . import arms as known
 from . import config as configuration
-from . import evaluation, machine, perceptual, records, tracking, trainer
+from . import evaluation, factors, machine, perceptual, records, tracking, trainer
 from .config import Config, ConfigError, Data, Optim
 from .data import dataset
 from .provenance import code_digest, commit
@@ -79,13 +79,16 @@ def runs(arms: Iterable[str], profile: str, seeds: int, store: Path, first: int 
     """The runs of some arms, by (arm, seed): seeds from `first` on are paired over the arms.
 
     A run's name holds its data's key and the precision that this machine resolves: neither is ever mixed up. Raises
-    ConfigError for an arm that rests on tuning which is not computed, or whose micro-batch would depend on the machine.
+    ConfigError for an arm that rests on tuning which is not computed, whose micro-batch would depend on the machine, or
+    that differs from the arm that it is compared with in more than it declares.
     """
     _quieten()
     keys, best = functools.cache(dataset.key), functools.cache(functools.partial(tuned, profile=profile, store=store))
     wanted = {}
     for arm in arms:
         candidate = configuration.named("arm", known.ARMS, arm).tuned
+        if arm in factors.DECLARED:
+            factors.require(arm, *(known.arm(name, profile) for name in (arm, factors.DECLARED[arm][0])))
         for seed in range(first, first + seeds):
             config = known.arm(arm, profile, seed, best(candidate) if candidate else None)
             if config.training.micro == "auto":

@@ -13,7 +13,7 @@ from test_optimisers import percent, record_of
 
 from dotlib import arms, config, improvements, stats_crossed
 from dotlib.comparison import ASSUMED
-from dotlib.sections import ablation, advice
+from dotlib.sections import ablation, advice, optimisers
 
 NAMES = improvements.IMPROVEMENTS
 ALONE = {name: -0.02 * i for i, name in enumerate(NAMES)}  # log effects that are put in
@@ -47,6 +47,22 @@ def both(spread=0.0, seeds=3, alone=ALONE, within=WITHIN, failed=()):
     mine = [[run for run in failed if run[0] in levels] for levels in (add_levels(alone), leave_levels(within))]
     add = record_of(add_levels(alone), seeds, spread, failed=mine[0], seed=1)
     return judged_on(add), judged_on(record_of(leave_levels(within), seeds, spread, failed=mine[1], seed=2))
+
+
+def test_strength_is_that_of_having_the_improvement():
+    """dz by scipy's paired t over seeds, the probability as Mann and Whitney's statistic a phantom."""
+    add, leave = both(0.05)
+    table = ablation.strength(found(0.05)).set_index("improvement")
+    for where, record, name in (("alone", add, "EMA"), ("in full", leave, "EMA"), ("in full", leave, "depth 3")):
+        _, having, lacking = ablation.pair(name, where)
+        a, b = (optimisers.errors(record).loc[arm].to_numpy() for arm in (having, lacking))
+        dz = scipy_stats.ttest_rel(np.log(a).mean(1), np.log(b).mean(1)).statistic / np.sqrt(len(a))
+        wins = np.mean([scipy_stats.mannwhitneyu(*pair).statistic for pair in zip(b.T, a.T, strict=True)]) / len(a) ** 2
+        row = table.loc[ablation.named(name)]
+        assert row[f"Cohen dz {where}"] == pytest.approx(dz), (name, where)
+        assert row[f"P(better) {where}"].startswith(f"{wins:.2f} ["), (name, where)
+    nothing = ablation.strength(ablation.effects(None, None))
+    assert nothing.iloc[:, 1::2].isna().all(axis=None) and (nothing.iloc[:, 2::2] == "--").all(axis=None)
 
 
 def test_grid_has_every_improvement_in_both_directions_and_no_other_arm():

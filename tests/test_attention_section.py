@@ -187,7 +187,9 @@ def test_what_is_slower_comes_first_and_one_round_resolves_nothing(monkeypatch):
     assert table["word"].tolist() == ["--", "not resolved", "slower", "faster"]
     text = attention_costs.steps_answer(table)
     assert text.index("slow: slower") < text.index("same: not resolved") < text.index("fast: faster")
-    assert "[1.200, 1.220] over 6 rounds; +50 % memory" in text and text.count("\n") == 2
+    assert "[1.200, 1.220] over 6 rounds; at most 5 %: no; +50 % memory" in text and text.count("\n") == 2
+    assert table["a few"].tolist() == ["--", "yes", "no", "yes"]
+    assert step_table(monkeypatch, some=[1.02, 1.04, 1.06] * 2)["a few"].tolist() == ["--", "not resolved"]
     one = step_table(monkeypatch, slow=[2.0])
     compiled = table.assign(**{"kept, ratio": np.nan})
     assert "memory" not in attention_costs.steps_answer(compiled)

@@ -11,12 +11,13 @@ from test_criteria import made, rows_of
 from test_optimisers import record_of
 from test_plots_optimisers import assert_legible, drawn
 
-from dotlib import arms, config, improvements, judgement, plots, records
+from dotlib import arms, config, improvements, judgement, plots, records, trivial
 from dotlib.config import PROFILES, train_share
 from dotlib.improvements import BEST, BUDGETS, GIVEN, LONG, WIDTHS
 from dotlib.plots import ablation as figures
 from dotlib.recipes import steps
 from dotlib.sections import budget
+from dotlib.sections.criteria import CRITERIA
 
 ROOT = config.root()
 
@@ -121,8 +122,10 @@ def test_operations_are_those_of_the_networks():
 
 
 def judged_levels(value, profile="quick"):
-    columns = {c.column for c in budget.HONEST}
-    rows = [row for arm in LONG for column in columns for row in rows_of(arm, "default", column, [value])]
+    arms = {*LONG, *trivial.PREDICTORS}
+    columns = {(c.on, c.column) for c in budget.ONE_RUN}
+    columns |= {("default", ("nrmse_p50", "mua"))}  # what the tail is over
+    rows = [row for arm in arms for on, column in columns for row in rows_of(arm, on, column, [value])]
     return made(rows, profile=profile)
 
 
@@ -138,6 +141,17 @@ def test_gates_say_what_a_run_reached():
     assert (budget.gates(made([]))["half-64"] == "--").all()
 
 
+def test_gates_are_of_both_conventions_and_beside_predictors_without_a_network():
+    table = budget.gates(judged_levels(0.05)).set_index("criterion")
+    assert table["convention"].unique().tolist() == ["honest", "both", "legacy"]
+    assert len(table) == len(CRITERIA) - 2  # of one run there is no spread, and roughness has no threshold
+    assert table.loc["RMSE < 0.07", "half-64"] == "0.05: reached"
+    assert table.loc["SSIM > 0.75", "half-64"] == "0.05: not reached"
+    assert table.loc["consistency: 95 % quantile / median of nrmse of mua <= 2", "half-64"] == "1: reached"
+    assert table.loc["RMSE < 0.07", "trivial predictors"].startswith("met by all zeros")
+    assert table.loc["SSIM > 0.75", "trivial predictors"].startswith("not met; best: ")
+
+
 def test_answer_names_the_lowest_error_what_it_misses_and_the_trend():
     said = budget.answer(judged_levels(0.05), budget.runs(of_law(8.0, 0.3)))
     lines = said.splitlines()
@@ -145,7 +159,8 @@ def test_answer_names_the_lowest_error_what_it_misses_and_the_trend():
     assert (
         lines[1].startswith("* **Lowest nrmse of mua: ") and "`half-64`" in lines[1] and "524,288 samples" in lines[1]
     )
-    assert said.index("* not reached: ") < said.index("* reached: nrmse of mua <= 0.10")
+    assert said.index("* honest, not reached: ") < said.index("* honest, reached: nrmse of mua <= 0.10")
+    assert said.index("* honest, reached: ") < said.index("* legacy, not reached: SSIM > 0.75")
     assert re.search(r"specified width: the last step brought -34.0 %; predicted of the next: -34.0 %", said)
     assert "No long run" in budget.answer(None, budget.runs(None))
 

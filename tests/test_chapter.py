@@ -88,3 +88,4 @@ def test_readable_shows_any_table_whole_with_three_digits():
     page = chapter.readable(table).to_html()
     assert all(word in page for word in ("words " * 40, "1.23e-08", "--", "6977954")) and "<caption" not in page
     assert "Task: a.</caption>" in chapter.readable(table, "Task: a.").to_html()
+    assert ">No rows.</caption>" in chapter.readable(table[:0]).to_html()

@@ -1,73 +1,20 @@
 """Arms of sections 4.4 and 4.5: each differs in what it declares, in both directions, and all share a test set."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from dotlib import arms, improvements, perceptual
+from dotlib import arms, improvements, perceptual, study
 from dotlib.arms import ARMS, STUDIES
-from dotlib.config import ONECYCLE, PROFILES, train_share
+from dotlib.config import ONECYCLE, PROFILES, Augmentation, ConfigError, train_share
 from dotlib.data import dataset
+from dotlib.factors import DECLARED, FIELDS, FOLLOWS, differing
 from dotlib.improvements import ALTERNATIVES, IMPROVEMENTS, label
 from dotlib.recipes import ADAM, steps
 
 SIZES = ("smoke", "quick", "full")
 NEW = [name for name in STUDIES if name.startswith(("4.4", "4.5"))]
-# what each improvement may touch; epochs follow from the phantoms and the batch, at as many samples
-FIELDS = {
-    "optimiser": {"optim.name", "optim.betas"},
-    "schedule": {"optim.schedule", "optim.lr"},
-    "decay schedule": {"optim.weight_decay", "optim.final_decay"},
-    "duration": {"training.epochs"},
-    "batch": {"training.batch", "training.micro", "training.epochs"},
-    "data size": {
-        "data.train",
-        "training.epochs",
-        "loss.features",
-    },  # its teacher's phantoms are as many, its steps too
-    "tumour size": {"data.family"},
-    "attention": {"model.attention"},
-    "depth": {"model.depth"},
-    "dropout": {"model.dropout"},
-    "multi-scale loss": {"loss.ssim", "loss.perceptual", "loss.features"},
-    "channel weight": {"loss.channels"},
-    "augmentation": {"augment"},
-    "dense links": {"model.links"},
-    "hybrid ViT": {"model.name"},
-    "EMA": {"training.ema"},
-    "progressive": {"optim.schedule", "optim.lr"},
-    "SSIM loss": {"loss.rmse", "loss.ssim", "loss.perceptual", "loss.features"},
-    "gradient loss": {"loss.gradient", "loss.ssim", "loss.perceptual", "loss.features"},
-    "random features": {"loss.ssim", "loss.perceptual", "loss.features"},
-    "fused links": {"model.links"},
-    "identity gate": {"model.attention"},
-    "guided links": {"model.links"},
-    "depth 3": {"model.depth"},
-}
-WHOLE = {"model.attention", "model.links", "augment", "loss.features", "test"}  # compared as one value
-# two arms that train with other phantoms, or other numbers of them, may need `test` to name the common set; an average
-# over the last tenth of the steps follows their number
-FOLLOWS = {"test", "training.ema"}
-
-
-def leaves(config):
-    """Fields by dotted name, down to those of `WHOLE`."""
-    found = {}
-
-    def visit(tree, prefix):
-        for key, value in tree.items():
-            path = f"{prefix}{key}"
-            if isinstance(value, dict) and path not in WHOLE:
-                visit(value, f"{path}.")
-            else:
-                found[path] = value
-
-    visit(config.model_dump(), "")
-    return found
-
-
-def differing(a, b):
-    a, b = leaves(a), leaves(b)
-    return {path for path in {**a, **b} if a.get(path) != b.get(path)}
 
 
 def judged_on(config):
@@ -96,6 +43,25 @@ def test_improvement_changes_its_own_fields_alone(name, size):
     for reference, other in (("baseline", f"add-{label(name)}"), ("full", f"{way}-{label(name)}")):
         found = differing(arms.arm(reference, size), arms.arm(other, size))
         assert found and found - FOLLOWS <= FIELDS[name], (reference, found)
+
+
+def test_study_refuses_an_arm_that_differs_in_more_than_it_declares(tmp_path, monkeypatch):
+    def wrong(name, **changes):
+        monkeypatch.setitem(ARMS, name, dataclasses.replace(ARMS[name], changes=ARMS[name].changes | changes))
+        with pytest.raises(ConfigError) as error:
+            study.runs([DECLARED[name][0], name], "quick", 1, tmp_path)
+        return str(error.value)
+
+    assert wrong("add-ema", augment=Augmentation()) == (
+        "arm add-ema: differs from baseline in augment; declared: training.ema"
+    )
+    bare = wrong("swap-depth-3", model=lambda base: base.model.model_copy(update={"name": "hybrid", "depth": 3}))
+    said = "arm swap-depth-3: differs from full in model.attention, model.dropout, model.links; declared: model.depth"
+    assert bare == said
+    more = wrong("add-batch", **{"training.epochs": lambda base: base.training.epochs})
+    assert more == "arm add-batch: sees 3072 training samples, baseline 4128; as many are accepted"
+    ablated = STUDIES["4.5-leave-one-out"].arms + STUDIES["4.5-add-one-in"].arms
+    assert set(ablated) - set(DECLARED) == {"baseline", "full"}
 
 
 @pytest.mark.parametrize("size", ["quick", "full"])

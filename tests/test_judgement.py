@@ -195,6 +195,32 @@ def test_noise_is_one_per_cent_of_the_range_on_the_input_alone(every):
     torch.testing.assert_close(noisy.seen_twin - noisy.reference, noisy.seen - noisy.truth, atol=1e-6, rtol=1e-5)
 
 
+def test_other_voxels_describe_the_same_phantoms(every):
+    """A coarse voxel holds the mean of what it covers, to within the rasteriser's own error."""
+    (own,), (coarse,), (fine,) = (every[name].parts() for name in ("default", *judged_sets.VARIANTS[3:]))
+    assert [part.truth.shape[-1] for part in (coarse, own, fine)] == [16, 32, 64]
+    for larger, smaller in ((coarse, own), (own, fine)):
+        means = smaller.truth.reshape(4, 2, *(larger.truth.shape[-1], 2) * 3).mean((3, 5, 7))
+        scale = larger.truth.amax((0, 2, 3, 4), keepdim=True)
+        assert ((means - larger.truth) / scale).square().mean((0, 2, 3, 4)).sqrt().max() < 8e-3
+    assert coarse.regions.tissue.shape[-1] == 16 and fine.regions.tissue.shape[-1] == 64
+
+
+@pytest.mark.parametrize("grid", [8, 16, 32])
+def test_network_sees_every_grid_on_its_own_and_answers_in_place(runs, monkeypatch, grid):
+    """A network that returns what it sees: a linear field comes back where it was, and a constant everywhere."""
+    run, given = runs[0][KEYS[0]], []
+    assert run.config.data.grid == 16
+    monkeypatch.setattr(judgement.evaluation, "predict", lambda model, x, dtype: given.append(x) or x)
+    ramp = (torch.arange(grid) + 0.5) / grid
+    seen = torch.stack([ramp[None, :, None].expand((grid,) * 3), torch.full((grid,) * 3, 3.0)])[None]
+    answer = judgement.network(run, "cpu")(seen, np.zeros((1, 6, 13)))
+    assert given[0].shape == (1, 2, 16, 16, 16) and answer.shape == seen.shape
+    inner = slice(grid // 8 + 1, -grid // 8 - 1) if grid > 8 else slice(2, -2)
+    torch.testing.assert_close(answer[..., inner, inner, inner], seen[..., inner, inner, inner])
+    torch.testing.assert_close(answer[:, 1], seen[:, 1])
+
+
 def test_parts_add_up_to_the_set(every, monkeypatch):
     whole = judged(lambda seen, tables: 0.9 * seen, every["default"])
     monkeypatch.setattr(judged_sets, "CHUNK", 3)
@@ -374,6 +400,17 @@ def test_record_of_other_sets_is_refused_in_one_line(found, runs):
         judgement.judged(runs[0], "smoke", runs[1], dataclasses.replace(found, table=moved))
 
 
+def test_record_may_lack_the_sets_that_none_of_its_runs_is_judged_on(found, runs, table):
+    """`legacy-phase0` is judged on two sets, `stage1-onecycle` on all."""
+    late = judged_sets.VARIANTS[-1]
+    earlier = dataclasses.replace(found, table=found.table[found.table["set"] != late])
+    a, b = (found.runs[found.runs["arm"] == arm] for arm, _ in KEYS)
+    both = judgement.judged({KEYS[0]: runs[0][KEYS[0]]}, "smoke", runs[1], dataclasses.replace(earlier, runs=b))
+    pd.testing.assert_frame_equal(ordered(both.table), ordered(table), rtol=1e-5)
+    with pytest.raises(study.StudyError, match="judged on other sets"):
+        judgement.judged({KEYS[1]: runs[0][KEYS[1]]}, "smoke", runs[1], dataclasses.replace(earlier, runs=a))
+
+
 @pytest.mark.parametrize("name", ["judged.csv", "runs.csv"])
 def test_changed_record_is_refused(found, tmp_path, name):
     judged_records.save(found, tmp_path)
@@ -445,7 +482,7 @@ def test_command_lists_what_is_missing_and_records_the_rest(found, runs, tmp_pat
     monkeypatch.setattr(judgement, "members", lambda profile, store: runs[0] | missing)
     assert command.main(["judge", "--profile", "smoke", "--record"]) == 0
     out = capsys.readouterr().out
-    assert "missing: stage1-phase3, seed 2\n2 of 3 runs judged, on 17 sets" in out
+    assert "missing: stage1-phase3, seed 2\n2 of 3 runs judged, on 19 sets" in out
     assert len(judged_records.load(tmp_path / "results" / judgement.NAME).runs) == 2
     part = {KEYS[0]: runs[0][KEYS[0]], KEYS[1]: a_run(tmp_path / "other", "stage1-adam", seed=1)}
     monkeypatch.setattr(judgement, "members", lambda profile, store: part)

@@ -51,6 +51,7 @@ FLOORS = {
     "recipes": (1,),
     "improvements": (1, "recipes"),
     "arms": (1, "improvements", "recipes"),
+    "factors": (1, "improvements", "recipes"),
     "models": (1,),
     "models.blocks": (1,),
     "models.attention": (1, "models.blocks"),

@@ -14,12 +14,13 @@ from .attention import AttentionGate
 from .blocks import Block, Conv3d
 
 
-def resample(x: Tensor, size: int) -> Tensor:
-    """(B, C, D, D, D) on a grid of size^3: means over blocks, or values repeated; one grid divides the other."""
+def resample(x: Tensor, size: int, mode: str = "nearest") -> Tensor:
+    """(B, C, D, D, D) on a grid of size^3: means over blocks, or values repeated, or between centres with the mode
+    'trilinear'; one grid divides the other."""
     here = x.shape[-1]
     if here > size:
         return F.avg_pool3d(x, here // size)
-    return F.interpolate(x, size=(size,) * 3) if here < size else x
+    return F.interpolate(x, size=(size,) * 3, mode=mode) if here < size else x
 
 
 class Link(Block):

@@ -91,7 +91,8 @@ def effects(add, leave) -> pd.DataFrame:
 def _direction(record, where: str) -> pd.DataFrame:
     pairs, record = [pair(name, where) for name in IMPROVEMENTS], _primary(record)
     if record is None:
-        blank = {"seeds": 0, "failed": 0} | dict.fromkeys(("effect", "low", "high", "p"), np.nan)
+        blank = {"seeds": 0, "failed": 0, "P(better)": "--"}
+        blank |= dict.fromkeys(("effect", "low", "high", "p", "Cohen dz"), np.nan)
         table = forest_rows([blank | {"contrast": f"{a} against {b}"} for _, a, b in pairs])
     else:
         table = contrasts(record, pairs)
@@ -175,6 +176,17 @@ def read(table: pd.DataFrame) -> pd.DataFrame:
     words = zip(*(side["word"] for side in sides.values()), strict=True)
     instead = [text or "--" for text in sides[WITHIN]["instead"]]
     return out.assign(agree=[agreement(*pair) for pair in words], instead=instead)
+
+
+def strength(table: pd.DataFrame) -> pd.DataFrame:
+    """`effects` beside their spread, a row an improvement: of each direction Cohen's dz over paired seeds, and the
+    probability that a run with the improvement has a lower error than one without, with its interval."""
+    out = pd.DataFrame({"improvement": [named(name) for name in IMPROVEMENTS]})
+    for where in OF:
+        side = table[table["where"] == where].set_index("name").loc[list(IMPROVEMENTS)]
+        out[f"Cohen dz {where}"] = side["Cohen dz"].to_numpy()
+        out[f"P(better) {where}"] = side["P(better)"].to_numpy()
+    return out
 
 
 def incomparable(add, leave) -> str:

@@ -45,6 +45,7 @@ SIZES = {  # from six rounds on, a median has an interval
     "full": Size(rounds=6, epochs=2, batches=4, run_epochs=0, product=0, tracking="disabled"),
 }
 SLOWER, FASTER, ALIKE = "slower", "faster", "not resolved"
+FEW = 5  # per cent: "a few", which a gate's step may take more at most
 
 
 def parameters(model: Model, grid: int = 64) -> tuple[int, int]:
@@ -196,7 +197,7 @@ def step_times(times: pd.DataFrame, chosen: list[Way], on: str) -> pd.DataFrame:
 
     That ratio is taken round by round; its median has the sign test's 95 % interval over the rounds, which fewer than
     six do not give (NaN). `kept`: memory for the backward pass of a batch, counted; NaN for what a compiler arranges.
-    `word`: slower, faster, not resolved.
+    `word`: slower, faster, not resolved; `a few`: whether that is `FEW` per cent at most, by the interval.
     """
     speed = times.pivot(index="setting", columns="round", values="speed")
     memory, rows = {way.setting: kept_bytes(way, on) / 1e6 for way in chosen}, []
@@ -206,7 +207,9 @@ def step_times(times: pd.DataFrame, chosen: list[Way], on: str) -> pd.DataFrame:
         row = {"network": arm, "samples/s": speed.loc[arm].median(), "rounds": len(ratio)}
         row |= {"time, ratio": np.median(ratio), "low": low, "high": high}
         row |= {"kept, MB": memory[arm], "kept, ratio": memory[arm] / memory[PLAIN]}
-        rows.append(row | {"word": "--" if arm == PLAIN else SLOWER if low > 1 else FASTER if high < 1 else ALIKE})
+        row |= {"word": SLOWER if low > 1 else FASTER if high < 1 else ALIKE}
+        row |= {"a few": "yes" if 100 * (high - 1) <= FEW else "no" if 100 * (low - 1) > FEW else ALIKE}
+        rows.append(row | ({"word": "--", "a few": "--"} if arm == PLAIN else {}))
     return pd.DataFrame(rows)
 
 
@@ -220,5 +223,6 @@ def steps_answer(table: pd.DataFrame) -> str:
             time = f"{row['time, ratio']:.3f} times the plain network's step, {over}"
             more = 100 * (row["kept, ratio"] - 1)
             kept = f"; {more:+.2g} % memory kept for the backward pass (counted)" if np.isfinite(more) else ""
-            lines.append(f"* **{row['network']}: {word}.** {time}{kept}.")
+            few = f"; at most {FEW} %: {row['a few']}"
+            lines.append(f"* **{row['network']}: {word}.** {time}{few}{kept}.")
     return "\n".join(lines)

@@ -13,13 +13,13 @@ from ..improvements import ALTERNATIVES, BEST, GIVEN, IMPROVEMENTS, LONG
 from ..power_law import PowerLaw
 from .ablation import ALONE, WITHIN, pair
 from .attention_costs import operations
-from .criteria import CRITERIA, GRID, measure
+from .criteria import CRITERIA, GRID, measure, trivial_words
 from .measured import shortfall
 from .optimisers import runs_of
 
 STUDY = "4.5-best"
 GATE, AMBITION = 0.10, 0.06  # nrmse of mua
-HONEST = tuple(c for c in CRITERIA if c.convention == "honest")
+ONE_RUN = sorted((c for c in CRITERIA if c.target and c.of != "spread"), key=lambda c: c.convention == "legacy")
 WORDS = ("not reached", "reached", "other grid")
 LEAST = 3  # budgets that a law without a floor needs
 
@@ -104,14 +104,15 @@ def _reached(law: PowerLaw, target: float) -> float:
 
 
 def gates(judged, computed: Iterable[str] = LONG) -> pd.DataFrame:
-    """Each criterion of the honest convention: a row each, a column an arm of `computed`: its number, 'reached' or not.
+    """Each criterion that one run can meet, the convention that can fail first: criterion, convention, what trivial
+    predictors reach, and a column an arm of `computed`: its number, 'reached' or not.
 
     Of one run an arm, so that no interval says how another run would end. SSIM's gate is one of `GRID` voxels a side.
     """
     other = config.profile(judged.profile).base.data.grid != GRID
     rows = []
-    for c in HONEST:
-        row = {"criterion": c.name}
+    for c in ONE_RUN:
+        row = {"criterion": c.name, "convention": c.convention, "trivial predictors": trivial_words(judged, c)}
         for arm in computed:
             value = measure(judged, arm, c).estimate
             missed = shortfall(value, c.target) > 0
@@ -130,10 +131,11 @@ def answer(judged, table: pd.DataFrame) -> str:
     how = f"{best['samples']:,.0f} samples, {best['hours']:.1f} h at its measured speed"
     lines.append(f"* **Lowest nrmse of mua: {best['value']:.3g}, `{best['arm']}`** ({how}); one run, no interval.")
     if judged is not None:
-        found = gates(judged).set_index("criterion")[best["arm"]]
-        for word in WORDS:
-            names = found.index[found.str.endswith(f": {word}")]
-            lines += [f"* {word}: {', '.join(names)}."] * bool(len(names))
+        found = gates(judged, [best["arm"]])
+        for convention, rows in found.groupby("convention", sort=False):
+            for word in WORDS:
+                names = rows.loc[rows[best["arm"]].str.endswith(f": {word}"), "criterion"]
+                lines += [f"* {convention}, {word}: {', '.join(names)}."] * bool(len(names))
     for row in trend(table).to_dict("records"):
         last, more = row["last step, %"], row["next four-fold, % (predicted)"]
         lines.append(

@@ -122,6 +122,16 @@ def without_network(of: Callable[[str], Interval], target: Range | None) -> dict
     return {"best trivial": best, "its value": found[best], "met by": met, "met with": found.get(met, np.nan)}
 
 
+def trivial_words(judged, c: Criterion) -> str:
+    """What predictors without a network reach of a criterion: who meets it, or who comes nearest."""
+    found = without_network(lambda arm: measure(judged, arm, c), c.target)
+    if found["met by"]:
+        return f"met by {found['met by']} ({found['met with']:.3g})"
+    if np.isnan(found["its value"]):
+        return "--"
+    return f"not met; best: {found['best trivial']} ({found['its value']:.3g})"
+
+
 def roadmap(judged) -> pd.DataFrame:
     """A row for each phase, network, test set and measure of the earlier work's roadmap.
 
@@ -229,10 +239,7 @@ def standings(judged) -> pd.DataFrame:
     other_grid = configuration.profile(judged.profile).base.data.grid != GRID
     rows, arms = [], subjects(judged)
     for c in CRITERIA:
-        free = without_network(lambda arm, c=c: measure(judged, arm, c), c.target)
-        words = f"not met; best: {free['best trivial']} ({free['its value']:.3g})"
-        words = f"met by {free['met by']} ({free['met with']:.3g})" if free["met by"] else words
-        words = "--" if np.isnan(free["its value"]) else words
+        words = trivial_words(judged, c)
         for label, arm in arms.items():
             found = measure(judged, arm, c)
             row = {"criterion": c.name, "convention": c.convention, "trivial": words, "of": label, "arm": arm}

@@ -144,13 +144,14 @@ def timed(way: Way, on: str, steps: int) -> Timed:
 
 
 def measure(chosen: Sequence[Way], size: Size, on: str) -> pd.DataFrame:
-    """Every way once a round, the naive loop first: round, factor, setting, speed, gpu_peak_mb.
+    """Every way once a round, each round beginning with another one: round, factor, setting, speed, gpu_peak_mb.
 
-    The ratio of a round is taken to the naive loop of that round: on a shared machine the load changes between rounds.
+    The ratio of a round is taken to the first way of that round: on a shared machine the load changes between rounds.
     """
-    rows = []
+    rows, present = [], [way for way in chosen if not way.absent]
     for number in range(size.rounds):
-        for way in (way for way in chosen if not way.absent):
+        first = number % len(present)
+        for way in present[first:] + present[:first]:
             rows.append({"round": number, "factor": way.factor, "setting": way.setting})
             rows[-1] |= vars(timed(way, on, size.batches * size.epochs))
     return pd.DataFrame(rows)

@@ -1,0 +1,83 @@
+"""The factor that an arm of sections 4.4 and 4.5 declares, and the check that it differs in nothing else."""
+
+from .config import Config, ConfigError
+from .improvements import ALTERNATIVES, ATTENTION, FAMILIES, IMPROVEMENTS, PHANTOMS, label
+from .recipes import steps
+
+# what each improvement may touch; epochs follow from the phantoms and the batch, at as many samples
+FIELDS = {
+    "optimiser": {"optim.name", "optim.betas"},
+    "schedule": {"optim.schedule", "optim.lr"},
+    "decay schedule": {"optim.weight_decay", "optim.final_decay"},
+    "duration": {"training.epochs"},
+    "batch": {"training.batch", "training.micro", "training.epochs"},
+    "data size": {"data.train", "training.epochs", "loss.features"},  # a teacher's phantoms are as many, its steps too
+    "tumour size": {"data.family"},
+    "attention": {"model.attention"},
+    "depth": {"model.depth"},
+    "dropout": {"model.dropout"},
+    "multi-scale loss": {"loss.ssim", "loss.perceptual", "loss.features"},
+    "channel weight": {"loss.channels"},
+    "augmentation": {"augment"},
+    "dense links": {"model.links"},
+    "hybrid ViT": {"model.name"},
+    "EMA": {"training.ema"},
+    "progressive": {"optim.schedule", "optim.lr"},
+    "SSIM loss": {"loss.rmse", "loss.ssim", "loss.perceptual", "loss.features"},
+    "gradient loss": {"loss.gradient", "loss.ssim", "loss.perceptual", "loss.features"},
+    "random features": {"loss.ssim", "loss.perceptual", "loss.features"},
+    "fused links": {"model.links"},
+    "identity gate": {"model.attention"},
+    "guided links": {"model.links"},
+    "depth 3": {"model.depth"},
+}
+# two arms that train with other phantoms, or other numbers of them, may need `test` to name the common set; an average
+# over the last tenth of the steps follows their number
+FOLLOWS = {"test", "training.ema"}
+WHOLE = {"model.attention", "model.links", "augment", "loss.features", "test"}  # compared as one value
+# by arm: the arm that it is compared with, and the fields of its factor
+DECLARED: dict[str, tuple[str, set[str]]] = (
+    {name: ("stage1-onecycle", {"model.attention"}) for name in ATTENTION}
+    | {name: ("stage1-onecycle", {"model.width"}) for name in ("narrow", "wide")}
+    | {name: ("stage1-onecycle", {"model.name"}) for name in ("hybrid", "vit")}
+    | {name: ("stage1-onecycle", {"data.family"}) for name in FAMILIES}
+    | {name: ("stage1-onecycle", {"data.phantoms", "data.train", "training.epochs"}) for name in PHANTOMS}
+    | {f"add-{label(name)}": ("baseline", FIELDS[name]) for name in IMPROVEMENTS}
+    | {f"{'swap' if name in ALTERNATIVES else 'leave'}-{label(name)}": ("full", FIELDS[name]) for name in IMPROVEMENTS}
+)
+
+
+def differing(a: Config, b: Config) -> set[str]:
+    """The fields, by dotted name, in which two configurations differ."""
+    one, other = _leaves(a.model_dump()), _leaves(b.model_dump())
+    return {path for path in one | other if one.get(path) != other.get(path)}
+
+
+def _leaves(tree: dict, prefix: str = "") -> dict:
+    """Fields by dotted name, down to those of `WHOLE`."""
+    found = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        deeper = isinstance(value, dict) and path not in WHOLE
+        found |= _leaves(value, f"{path}.") if deeper else {path: value}
+    return found
+
+
+def samples(config: Config) -> int:
+    """Training samples that a configuration sees."""
+    return steps(config) * config.training.batch
+
+
+def require(arm: str, config: Config, reference: Config) -> None:
+    """Raise ConfigError unless an arm of `DECLARED` differs from its reference in its own factor alone.
+
+    Their samples are as many, to within an epoch, which cannot be parted, but where the factor is the duration.
+    """
+    against, fields = DECLARED[arm]
+    if undeclared := differing(config, reference) - fields - FOLLOWS - {"seed"}:
+        more, own = (", ".join(sorted(names)) for names in (undeclared, fields))
+        raise ConfigError(f"arm {arm}: differs from {against} in {more}; declared: {own}")
+    seen, theirs = samples(config), samples(reference)
+    epoch = max(seen / config.training.epochs, theirs / reference.training.epochs)
+    if fields != FIELDS["duration"] and abs(seen - theirs) > epoch:
+        raise ConfigError(f"arm {arm}: sees {seen} training samples, {against} {theirs}; as many are accepted")
