@@ -157,4 +157,5 @@ def _hypotheses(claims: pd.DataFrame) -> str:
 
 def _claim(row: dict[str, Any]) -> str:
     """A claim with its standing and what is to be said of it."""
-    return f"{row['claim']} ({', '.join(filter(None, (row['standing'], row['note'])))})"
+    said = [word for word in (row["standing"], row["note"]) if word not in ("", "--")]
+    return f"{row['claim']} ({', '.join(said)})"
