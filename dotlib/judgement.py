@@ -145,13 +145,14 @@ def table(finished: Mapping[Key, study.Run], base: Data, store: Path, earlier: J
 
 
 def _require_same_sets(found: pd.DataFrame, earlier: Judged) -> None:
-    """The trivial predictors tell whether two tables rest on the same phantoms and the same metrics; sets on which no
-    run of `earlier` is judged it may lack."""
+    """The trivial predictors tell whether two tables rest on the same sets and the same metrics: those sets on which a
+    run of `earlier` is judged."""
     keys = ["arm", "set", "metric", "channel"]
     arms = earlier.runs.loc[earlier.runs["failed"] == "", "arm"].unique()
-    found = found[[any(asked(arm, name) for arm in arms) for name in found["set"]]]
-    now, then = (t[t["arm"].isin(trivial.PREDICTORS)].set_index(keys)["value"] for t in (found, earlier.table))
-    same = set(now.index) <= set(then.index) and np.allclose(now, then[now.index], rtol=1e-4, atol=1e-6, equal_nan=True)
+    names = [n for n in {*found["set"], *earlier.table["set"]} if any(asked(arm, n) for arm in arms)]
+    plain = (t[t["arm"].isin(trivial.PREDICTORS) & t["set"].isin(names)] for t in (found, earlier.table))
+    now, then = (t.set_index(keys)["value"] for t in plain)
+    same = set(now.index) == set(then.index) and np.allclose(now, then[now.index], rtol=1e-4, atol=1e-6, equal_nan=True)
     if not same:
         raise study.StudyError(f"{earlier.source}: judged on other sets than these runs: remove it to record anew")
 

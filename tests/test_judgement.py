@@ -398,6 +398,9 @@ def test_record_of_other_sets_is_refused_in_one_line(found, runs):
     moved = found.table.assign(value=1.01 * found.table["value"])
     with pytest.raises(study.StudyError, match="judged on other sets than these runs: remove it"):
         judgement.judged(runs[0], "smoke", runs[1], dataclasses.replace(found, table=moved))
+    former = found.table[found.table["set"] == "small"].assign(set="a set that there was")
+    with pytest.raises(study.StudyError, match="judged on other sets than these runs: remove it"):
+        judgement.judged(runs[0], "smoke", runs[1], dataclasses.replace(found, table=pd.concat([found.table, former])))
 
 
 def test_record_may_lack_the_sets_that_none_of_its_runs_is_judged_on(found, runs, table):
