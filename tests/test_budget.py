@@ -33,8 +33,9 @@ def of_law(a, b, seeds=1, failed=()):
 @pytest.mark.parametrize("size", ["quick", "full"])
 def test_budgets_are_multiples_of_one_unit_with_the_specifications_width_and_half_of_it(size):
     unit = improvements.unit(PROFILES[size].base)
-    for name, budgets in BUDGETS.items():
-        for n in budgets:
+    assert len(BUDGETS) >= budget.LEAST
+    for name in WIDTHS:
+        for n in BUDGETS:
             found = arms.arm(f"{name}-{n}", size)
             assert found.model.width == WIDTHS[name]
             # whole epochs: of the full profile's smallest budget they are six
@@ -59,7 +60,7 @@ def test_quick_runs_train_with_the_curves_largest_set_and_are_judged_on_the_prof
         features = found.loss.features
         if features is not None and features.source == "trained":  # a network of the smallest budget
             assert features.epochs == 2
-    assert arms.STUDIES[budget.STUDY].arms[0] == "half-64" and set(arms.STUDIES[budget.STUDY].arms) == set(LONG)
+    assert arms.STUDIES[budget.STUDY].arms[0] == "specified-16" and set(arms.STUDIES[budget.STUDY].arms) == set(LONG)
     assert judgement.asked("specified-16", "default") and budget.STUDY in judgement.STUDIES
 
 
@@ -102,7 +103,7 @@ def test_recipe_is_the_one_that_the_recorded_ablation_speaks_for():
 def test_law_that_was_put_in_is_found_and_says_how_many_samples_a_gate_takes():
     table = budget.runs(of_law(8.0, 0.3))
     assert table.groupby("network")["samples"].apply(list).to_dict() == {
-        name: sorted(8192 * n for n in budgets) for name, budgets in BUDGETS.items()
+        name: sorted(8192 * n for n in BUDGETS) for name in WIDTHS
     }
     trend = budget.trend(table).set_index("network")
     assert trend["b"].tolist() == pytest.approx([0.3, 0.3])
@@ -134,20 +135,20 @@ def test_gates_say_what_a_run_reached():
     assert table["nrmse of mua <= 0.10"] == table["nrmse of mua <= 0.06 (ambition)"] == "0.05: reached"
     assert table["median crc of mua 0.85-1.10"] == "0.05: not reached"
     assert table["SSIM of mua >= 0.95 at 64^3"] == "0.05: other grid"
-    full = budget.gates(judged_levels(0.96, "full")).set_index("criterion")["half-64"]
+    full = budget.gates(judged_levels(0.96, "full")).set_index("criterion")["half-16"]
     assert full["SSIM of mua >= 0.95 at 64^3"] == "0.96: reached" and full["nrmse of mua <= 0.10"].endswith(
         "not reached"
     )
-    assert (budget.gates(made([]))["half-64"] == "--").all()
+    assert (budget.gates(made([]))["half-16"] == "--").all()
 
 
 def test_gates_are_of_both_conventions_and_beside_predictors_without_a_network():
     table = budget.gates(judged_levels(0.05)).set_index("criterion")
     assert table["convention"].unique().tolist() == ["honest", "both", "legacy"]
     assert len(table) == len(CRITERIA) - 2  # of one run there is no spread, and roughness has no threshold
-    assert table.loc["RMSE < 0.07", "half-64"] == "0.05: reached"
-    assert table.loc["SSIM > 0.75", "half-64"] == "0.05: not reached"
-    assert table.loc["consistency: 95 % quantile / median of nrmse of mua <= 2", "half-64"] == "1: reached"
+    assert table.loc["RMSE < 0.07", "half-16"] == "0.05: reached"
+    assert table.loc["SSIM > 0.75", "half-16"] == "0.05: not reached"
+    assert table.loc["consistency: 95 % quantile / median of nrmse of mua <= 2", "half-16"] == "1: reached"
     assert table.loc["RMSE < 0.07", "trivial predictors"].startswith("met by all zeros")
     assert table.loc["SSIM > 0.75", "trivial predictors"].startswith("not met; best: ")
 
@@ -157,7 +158,9 @@ def test_answer_names_the_lowest_error_what_it_misses_and_the_trend():
     lines = said.splitlines()
     assert lines[0].startswith("* The best recipe: one cycle, with ")
     assert (
-        lines[1].startswith("* **Lowest nrmse of mua: ") and "`half-64`" in lines[1] and "524,288 samples" in lines[1]
+        lines[1].startswith("* **Lowest nrmse of mua: ")
+        and "`specified-16`" in lines[1]
+        and "131,072 samples" in lines[1]
     )
     assert said.index("* honest, not reached: ") < said.index("* honest, reached: nrmse of mua <= 0.10")
     assert said.index("* honest, reached: ") < said.index("* legacy, not reached: SSIM > 0.75")
@@ -166,10 +169,10 @@ def test_answer_names_the_lowest_error_what_it_misses_and_the_trend():
 
 
 def test_failed_runs_are_in_no_law():
-    table = budget.runs(of_law(8.0, 0.3, failed=[("half-64", 0), ("specified-4", 0)]))
+    table = budget.runs(of_law(8.0, 0.3, failed=[("specified-16", 0), ("specified-4", 0)]))
     assert (table["failed"] != "").sum() == 2
     assert budget.trend(table)["network"].tolist() == ["half"]
-    assert "`half-16`" in budget.answer(None, table) or "`specified-16`" in budget.answer(None, table)
+    assert "`half-16`" in budget.answer(None, table)
 
 
 def test_figure_draws_every_run_and_what_is_aimed_at():
