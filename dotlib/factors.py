@@ -1,8 +1,8 @@
 """The factor that an arm of sections 4.4 and 4.5 declares, and the check that it differs in nothing else."""
 
 from .config import Config, ConfigError
-from .improvements import ALTERNATIVES, ATTENTION, FAMILIES, IMPROVEMENTS, PHANTOMS, label
-from .recipes import steps
+from .improvements import ALTERNATIVES, ATTENTION, BUDGETS, FAMILIES, IMPROVEMENTS, PHANTOMS, label
+from .recipes import averaging, steps
 
 # what each improvement may touch; epochs follow from the phantoms and the batch, at as many samples
 FIELDS = {
@@ -31,9 +31,8 @@ FIELDS = {
     "guided links": {"model.links"},
     "depth 3": {"model.depth"},
 }
-# two arms that train with other phantoms, or other numbers of them, may need `test` to name the common set; an average
-# over the last tenth of the steps follows their number
-FOLLOWS = {"test", "training.ema"}
+OPTIMISER = {f"optim.{field}" for field in ("name", "lr", "betas", "schedule", "weight_decay", "final_decay")}
+PHASES = ({"data.family", "data.train", "training.epochs"} | OPTIMISER, {"model.attention"}, FIELDS["multi-scale loss"])
 WHOLE = {"model.attention", "model.links", "augment", "loss.features", "test"}  # compared as one value
 # by arm: the arm that it is compared with, and the fields of its factor
 DECLARED: dict[str, tuple[str, set[str]]] = (
@@ -42,6 +41,9 @@ DECLARED: dict[str, tuple[str, set[str]]] = (
     | {name: ("stage1-onecycle", {"model.name"}) for name in ("hybrid", "vit")}
     | {name: ("stage1-onecycle", {"data.family"}) for name in FAMILIES}
     | {name: ("stage1-onecycle", {"data.phantoms", "data.train", "training.epochs"}) for name in PHANTOMS}
+    | {f"{net}-phase{n + 1}": (f"{net}-phase{n}", PHASES[n]) for net in ("legacy", "stage1") for n in range(3)}
+    | {f"specified-{n}": ("specified-1", FIELDS["duration"]) for n in BUDGETS if n > 1}
+    | {f"half-{n}": (f"specified-{n}", {"model.width"}) for n in BUDGETS}
     | {f"add-{label(name)}": ("baseline", FIELDS[name]) for name in IMPROVEMENTS}
     | {f"{'swap' if name in ALTERNATIVES else 'leave'}-{label(name)}": ("full", FIELDS[name]) for name in IMPROVEMENTS}
 )
@@ -71,10 +73,14 @@ def samples(config: Config) -> int:
 def require(arm: str, config: Config, reference: Config) -> None:
     """Raise ConfigError unless an arm of `DECLARED` differs from its reference in its own factor alone.
 
-    Their samples are as many, to within an epoch, which cannot be parted, but where the factor is the duration.
+    `test` may name the common set of arms that train with other phantoms; a moving average over the last tenth of the
+    steps follows their number where both arms have it. Their samples are as many, to within an epoch, which cannot be
+    parted, but where the factor is the duration.
     """
     against, fields = DECLARED[arm]
-    if undeclared := differing(config, reference) - fields - FOLLOWS - {"seed"}:
+    averaged = all(c.training.ema == averaging(c) for c in (config, reference))
+    follows = {"seed", "test"} | ({"training.ema"} if averaged else set())
+    if undeclared := differing(config, reference) - fields - follows:
         more, own = (", ".join(sorted(names)) for names in (undeclared, fields))
         raise ConfigError(f"arm {arm}: differs from {against} in {more}; declared: {own}")
     seen, theirs = samples(config), samples(reference)

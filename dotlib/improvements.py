@@ -277,10 +277,10 @@ def _longer(base: Config, width: int, budget: int) -> Config:
 
 
 def _best(width: int, budget: int) -> Arm:
-    def of(change: Change, units: int = budget) -> Change:
-        return (lambda base: change(_longer(base, width, units))) if callable(change) else change
+    def of(change: Change) -> Change:
+        return (lambda base: change(_longer(base, width, budget))) if callable(change) else change
 
-    changes = {path: of(change, 1 if path == "loss" else budget) for path, change in recipe(BEST).items()}
+    changes = {path: of(change) for path, change in recipe(BEST).items()}
     changes["test"] = _own_test(changes["data"])
     return Arm(changes, f"the best recipe, width {width}, {budget} x the smallest budget")
 

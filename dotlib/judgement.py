@@ -31,7 +31,9 @@ NAME, STUDIES = "4.5-judged", ("4.5-roadmap", "4.5-data", "4.5-best")
 # results/PLAN.md: the roadmap's arms on two families, one arm a training family on all of them
 EVERYWHERE = ("stage1-onecycle", *improvements.FAMILIES)
 TWO = ("default", "small")
-ERRORS = ("nrmse", "rmse", "legacy_rmse", "nrmse_p50", "nrmse_p95")  # of which a run that diverged has the worst
+# of which a run that diverged has the worst value: the highest, the lowest
+ERRORS = ("nrmse", "log_nrmse", "rmse", "legacy_rmse", "nrmse_p95", "background_noise", "abs_bias")
+SCORES = ("ssim", "legacy_ssim", "legacy_psnr", "skill", "skill_p50", "crc_inside", "contrast_passed")
 
 Key = tuple[str, int]  # arm, seed
 Predictor = Callable[[Tensor, np.ndarray], Tensor]  # of (what is seen, tables) -> predicted volumes, mm^-1
@@ -190,11 +192,14 @@ def _require_same(histories: Mapping[Key, History], own: str) -> None:
 
 
 def _worst(good: pd.DataFrame, arm: str, seed: int) -> pd.DataFrame:
-    """A run that diverged: of `ERRORS` the worst value among all runs on the same set, nothing else."""
+    """A run that diverged: of `ERRORS` and `SCORES` the worst value among all runs on the same set, nothing else."""
     runs = good[~good["arm"].isin(trivial.PREDICTORS) & (good["set"] != TRAINING)]
     runs = runs[[asked(arm, name) for name in runs["set"]]]
-    worst = runs.groupby(["set", "metric", "channel"], as_index=False, sort=False)[["value", "n"]].max()
-    worst["value"] = worst["value"].where(worst["metric"].isin(ERRORS))
+    groups = runs.groupby(["set", "metric", "channel"], as_index=False, sort=False)
+    worst = groups.agg(value=("value", "max"), low=("value", "min"), n=("n", "max"))
+    worst["value"] = worst["value"].where(
+        worst["metric"].isin(ERRORS), worst["low"].where(worst["metric"].isin(SCORES))
+    )
     return worst.assign(arm=arm, seed=seed)[COLUMNS]
 
 

@@ -72,9 +72,9 @@ def _row(arm: str, seed: int, history: History) -> dict:
 def evidence(name: str, profile: str, seeds: int, store: Path, folder: Path) -> Record | None:
     """A study's tables: from the run store; else computed, full on a GPU; else from `folder`; else None.
 
-    0 seeds: the study's own number.
+    0 seeds: the study's own number, which a study of one run an arm always has.
     """
-    configuration.named("study", STUDIES, name)
+    seeds = 0 if configuration.named("study", STUDIES, name).seeds == 1 else seeds
     try:
         wanted = study.members(name, profile, seeds, store)
     except ConfigError:

@@ -68,13 +68,16 @@ def false_discovery(
     p_value: Callable[[np.ndarray], float] = crossed_p,
     alpha: float = 0.05,
     interaction: bool = False,
+    phantom: float = 0.0,
 ) -> Rate:
     """How often a family of contrasts of an arm with itself has a Holm p value <= alpha, in repeated draws.
 
     errors: real runs of that arm, positive, (R, P). In each repetition `family` arms and their common reference have
     `seeds` new runs each (`new_runs`), on the same P phantoms; of an interaction these are pairs of arms, and what is
-    judged is a ratio of two ratios. p_value judges paired ratios (seeds, P). Given the
-    real runs: ten of them know the spread between runs to a quarter, but a t test's level does not depend on it.
+    judged is a ratio of two ratios. `phantom`: sd over phantoms of an effect that each arm has on its own, normal and 0
+    over new phantoms, so that arms differ on these phantoms and not at all. p_value judges paired ratios (seeds, P).
+    Given the real runs: ten of them know the spread between runs to a quarter, but a t test's level does not depend on
+    it.
     Raises ValueError as `deviations`, and on counts below 1.
     """
     if min(seeds, family, repetitions) < 1:
@@ -82,6 +85,8 @@ def false_discovery(
     rows, found = deviations(errors), 0
     for _ in range(repetitions):
         runs = new_runs(rows, (1 + interaction, family + 1, seeds), rng)
+        if phantom:
+            runs = runs + phantom * rng.standard_normal((*runs.shape[:2], 1, runs.shape[-1]))
         *arms, reference = runs[0] - runs[1] if interaction else runs[0]
         smallest = np.fmin.reduce([p_value(np.exp(arm - reference)) for arm in arms])
         found += bool(family * smallest <= alpha)  # Holm's first step; statsmodels' own takes 50 ms a call

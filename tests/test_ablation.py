@@ -13,7 +13,7 @@ from test_optimisers import percent, record_of
 
 from dotlib import arms, config, improvements, stats_crossed
 from dotlib.comparison import ASSUMED
-from dotlib.sections import ablation, advice, optimisers
+from dotlib.sections import ablation, advice, attention_costs, optimisers
 
 NAMES = improvements.IMPROVEMENTS
 ALONE = {name: -0.02 * i for i, name in enumerate(NAMES)}  # log effects that are put in
@@ -192,10 +192,19 @@ def test_operations_are_with_the_improvement_over_without():
     table = found().set_index(["where", "name"])["operations"]
     for name in ("depth", "multi-scale loss", "dense links"):
         assert table["alone", name] > 1.001 and table["in full", name] > 1.001, name
-    for name in ("optimiser", "data size", "batch", "augmentation", "EMA"):  # nothing of the network or the loss
+    for name in ("optimiser", "tumour size", "augmentation", "EMA"):  # nothing of the network or the loss
         assert table["alone", name] == table["in full", name] == 1, name
-    assert table["in full", "random features"] == table["in full", "multi-scale loss"]
+    for name in ("data size", "batch"):  # but for whole epochs
+        assert table["alone", name] == pytest.approx(1, rel=0.02) == table["in full", name], name
+    assert table["alone", "duration"] == pytest.approx(2, rel=0.02)
     assert table["in full", "gradient loss"] == 1  # of the loss, elementwise work
+    # the network that trained features come from is trained, too, in as many steps as the profile's base
+    _, more, less = ablation.pair("random features", "alone")
+    plain, base = (attention_costs.training_operations(arms.arm(name, "quick")) for name in (less, "stage1-onecycle"))
+    teacher = (table["alone", "multi-scale loss"] - table["alone", "random features"]) * plain
+    assert more == "add-random-features" and teacher == pytest.approx(base, rel=0.02)
+    samples = 512 * 16
+    assert base == samples * attention_costs.operations(arms.arm("stage1-onecycle", "quick"))
 
 
 def test_failed_arm_is_named_and_an_arm_that_always_failed_has_no_interval():
@@ -247,6 +256,8 @@ def test_power_names_the_difference_that_each_family_can_find():
         ("the same runs", "the same runs", "the same runs"),
         ("better, unadjusted", "better, unadjusted", "either way"),
         ("worse, unadjusted", "worse, unadjusted", "either way"),
+        ("better", "worse, unadjusted", "depends on the rest"),
+        ("worse, unadjusted", "better", "depends on the rest"),
         ("better", "not computed", "not computed"),
         ("not computed", "worse", "not computed"),
     ],
@@ -289,7 +300,10 @@ def test_page_puts_what_is_worse_first_and_counts_everything():
     text = advice.page(table, claims, ["A remark."])
     order = [text.index(advice.HEADS[word]) for word in advice.ADVICE if (table["advice"] == word).any()]
     assert order == sorted(order)
-    assert {"depth", "attention"} <= set(table["improvement"]) and text.count(" % operations") == 7
+    assert {"depth", "attention"} <= set(table["improvement"])
+    assert text.count(" % operations") == (abs(table["operations"] - 1) >= 0.005).sum() == 8
+    [line] = [line for line in text.splitlines() if line.startswith("* duration: ")]
+    assert line.endswith("; +48 % operations")  # twice as many steps, beside as many of the loss's network in both
     heads = text.index(advice.HEADS["leave out"]), text.index(advice.HEADS["either way"])
     assert heads[0] < text.index("* depth: in full +8") < heads[1]
     assert text.index(advice.HEADS["switch on"]) < text.index("* attention: in full -3")

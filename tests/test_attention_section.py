@@ -371,7 +371,12 @@ def localised(values, seeds=3, phantoms=4, noise=0.0):
                 auc = level + noise * rng.normal(size=phantoms)
                 auc[-1] = np.nan  # a phantom without a tumour
                 row = {"arm": arm, "seed": seed, "stage": stage, "score": score, "draw": draw}
-                row |= {"phantom": range(phantoms), "auc": auc, "ap": auc / 2, "prevalence": 0.1}
+                row |= {
+                    "phantom": range(phantoms),
+                    "auc": auc,
+                    "ap": auc / 2,
+                    "prevalence": np.where(np.isnan(auc), 0, 0.1),
+                }
                 rows.append(pd.DataFrame(row))
     return pd.concat(rows, ignore_index=True)
 

@@ -5,6 +5,7 @@ import re
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from test_ablation import both
 from test_criteria import made, rows_of
@@ -20,6 +21,7 @@ from dotlib.sections import budget
 from dotlib.sections.criteria import CRITERIA
 
 ROOT = config.root()
+BY_RULE = pd.DataFrame({"improvement": ["channel weight", "EMA"], "chosen": ["yes", "no"]})
 
 
 def of_law(a, b, seeds=1, failed=()):
@@ -57,9 +59,6 @@ def test_quick_runs_train_with_the_curves_largest_set_and_are_judged_on_the_prof
     for name in LONG:
         found = arms.arm(name, "quick")
         assert train_share(found.data) == 4096 and found.test == base
-        features = found.loss.features
-        if features is not None and features.source == "trained":  # a network of the smallest budget
-            assert features.epochs == 2
     assert arms.STUDIES[budget.STUDY].arms[0] == "specified-16" and set(arms.STUDIES[budget.STUDY].arms) == set(LONG)
     assert judgement.asked("specified-16", "default") and budget.STUDY in judgement.STUDIES
 
@@ -154,7 +153,7 @@ def test_gates_are_of_both_conventions_and_beside_predictors_without_a_network()
 
 
 def test_answer_names_the_lowest_error_what_it_misses_and_the_trend():
-    said = budget.answer(judged_levels(0.05), budget.runs(of_law(8.0, 0.3)))
+    said = budget.answer(judged_levels(0.05), budget.runs(of_law(8.0, 0.3)), BY_RULE)
     lines = said.splitlines()
     assert lines[0].startswith("* The best recipe: one cycle, with ")
     assert (
@@ -165,14 +164,23 @@ def test_answer_names_the_lowest_error_what_it_misses_and_the_trend():
     assert said.index("* honest, not reached: ") < said.index("* honest, reached: nrmse of mua <= 0.10")
     assert said.index("* honest, reached: ") < said.index("* legacy, not reached: SSIM > 0.75")
     assert re.search(r"specified width: the last step brought -34.0 %; predicted of the next: -34.0 %", said)
-    assert "No long run" in budget.answer(None, budget.runs(None))
+    assert "No long run" in budget.answer(None, budget.runs(None), BY_RULE)
+
+
+def test_answer_says_where_the_rule_has_another_recipe_than_the_one_that_was_trained():
+    table = budget.runs(of_law(8.0, 0.3))
+    said = budget.answer(None, table, BY_RULE.assign(chosen=["yes", "yes"])).splitlines()[0]
+    assert said.endswith("**By these records the rule has another one: channel weight, EMA.**")
+    assert budget.recipe(BY_RULE.assign(chosen="no")).endswith("has another one: nothing added.**")
+    for chosen in (["yes", "no"], ["no", "not computed"]):
+        assert budget.recipe(BY_RULE.assign(chosen=chosen)) == "The best recipe: one cycle, with channel weight."
 
 
 def test_failed_runs_are_in_no_law():
     table = budget.runs(of_law(8.0, 0.3, failed=[("specified-16", 0), ("specified-4", 0)]))
     assert (table["failed"] != "").sum() == 2
     assert budget.trend(table)["network"].tolist() == ["half"]
-    assert "`half-16`" in budget.answer(None, table)
+    assert "`half-16`" in budget.answer(None, table, BY_RULE)
 
 
 def test_figure_draws_every_run_and_what_is_aimed_at():

@@ -1,13 +1,15 @@
 """Roadmap, criteria and matrix against hand-made judgements and closed forms."""
 
+import histories
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy import stats as scipy_stats
 from statsmodels.stats.proportion import proportion_confint
+from tiny import tiny
 
-from dotlib import config, judged_records, judged_sets, judgement, trivial
+from dotlib import config, judged_records, judged_scores, judged_sets, judgement, trivial
 from dotlib.data import dataset
 from dotlib.sections import criteria, generalisation, measured
 from dotlib.stats import Interval
@@ -265,6 +267,69 @@ def test_stability_and_consistency_are_of_the_primary_error():
 def test_gate_of_ssim_is_for_its_own_grid(profile, word):
     cells = base(("default", ("ssim", "mua"), [0.97, 0.97]), profile=profile)
     assert cells["honest", "SSIM of mua >= 0.95 at 64^3"] == f"0.97 [0.97, 0.97]: {word}"
+
+
+INF = np.inf
+EVERY = {  # convention, criterion: metric, channel, least, most, and where it is not a mean over the default set
+    ("legacy", "RMSE < 0.07"): ("legacy_rmse", "", -INF, 0.07),
+    ("legacy", "SSIM > 0.75"): ("legacy_ssim", "", 0.75, INF),
+    ("legacy", "PSNR > 24 dB"): ("legacy_psnr", "", 24, INF),
+    ("legacy", "RMSE of mua < 0.015 mm^-1"): ("legacy_rmse", "mua", -INF, 0.015),
+    ("legacy", "RMSE of musp < 0.10 mm^-1"): ("legacy_rmse", "musp", -INF, 0.1),
+    ("legacy", "tumour contrast > 20 % (median, without twins)"): ("contrast", "mua", 0.2, INF),
+    ("legacy", "background noise of mua < 5 %"): ("background_noise", "mua", -INF, 0.05),
+    ("honest", "nrmse of mua <= 0.10"): ("nrmse", "mua", -INF, 0.1),
+    ("honest", "nrmse of mua <= 0.06 (ambition)"): ("nrmse", "mua", -INF, 0.06),
+    ("honest", "RMSE of mua < 0.015 mm^-1 (tissue)"): ("rmse", "mua", -INF, 0.015),
+    ("honest", "RMSE of musp < 0.10 mm^-1 (tissue)"): ("rmse", "musp", -INF, 0.1),
+    ("honest", "SSIM of mua >= 0.95 at 64^3"): ("ssim", "mua", 0.95, INF),
+    ("honest", "SSIM of musp >= 0.95 at 64^3"): ("ssim", "musp", 0.95, INF),
+    ("honest", "skill of mua >= 0.9 (mean; over own background)"): ("skill", "mua", 0.9, INF),
+    ("honest", "skill of mua >= 0.9 (median phantom)"): ("skill_p50", "mua", 0.9, INF),
+    ("honest", "tumour contrast > 20 % and <= 5 % in the twin: 80 % pass"): (
+        "contrast_passed", "mua", 0.8, INF, "share",
+    ),
+    ("honest", "median crc of mua 0.85-1.10"): ("crc", "mua", 0.85, 1.1),
+    ("honest", "80 % of crc of mua inside 0.85-1.10"): ("crc_inside", "mua", 0.8, INF, "fraction"),
+    ("honest", "background noise of mua < 5 %"): ("background_noise", "mua", -INF, 0.05),
+    ("honest", "size of background bias of mua < 5 %"): ("abs_bias", "mua", -INF, 0.05),
+    ("honest", "legacy RMSE <= 0.035"): ("legacy_rmse", "", -INF, 0.035),
+    ("honest", "legacy RMSE <= 0.025 (ambition)"): ("legacy_rmse", "", -INF, 0.025),
+    ("both", "stability: sd over seeds of log nrmse of mua <= 5 %"): ("log_nrmse", "mua", -INF, 5, "spread"),
+    ("both", "validation / training loss <= 1.1"): ("loss_ratio", "", -INF, 1.1, "mean", "training"),
+    ("both", "consistency: 95 % quantile / median of nrmse of mua <= 2"): ("nrmse_p95", "mua", -INF, 2, "tail"),
+    ("both", "GPU use > 85 %"): ("gpu_busy", "", 0.85, INF, "mean", "training"),
+}  # fmt: skip
+
+
+def test_criteria_ask_what_their_names_say_of_numbers_that_are_recorded():
+    found = {
+        (c.convention, c.name): (*c.column, *c.target, c.of, c.on)[: 6 if c.on != "default" else 5 - (c.of == "mean")]
+        for c in criteria.CRITERIA
+        if c.target
+    }
+    assert found == EVERY and len(criteria.CRITERIA) == len(found) + 1  # roughness has no threshold
+    numbers = judged_scores.training(histories.made_up(tiny())).set_index("metric")["value"]
+    assert {"loss_ratio", "gpu_busy", "roughness"} == set(numbers.index)
+
+
+@pytest.mark.parametrize("c", criteria.CRITERIA, ids=lambda c: f"{c.convention}, {c.name}")
+def test_run_that_failed_meets_no_criterion_for_its_arm(c):
+    """Two runs that meet it by far, and one that diverged: it has no number, but where the worst one stands for it."""
+    low, high = c.target or (-INF, 1.0)
+    good = {"spread": -1.0, "share": 60, "tail": 0.1}.get(c.of, low + 0.05 if np.isinf(high) else high - 0.01)
+    rows = rows_of(criteria.BASE, c.on, c.column, [good, good])
+    rows += rows_of(criteria.BASE, c.on, ("nrmse_p50", "mua"), [0.1, 0.1]) * (c.of == "tail")
+    whole = criteria.measure(made(rows), criteria.BASE, c)
+    rows += [(criteria.BASE, 2, c.on, *c.column, {"spread": 3.0, "share": 0, "fraction": 0.0}.get(c.of, np.nan), 64)]
+    found = criteria.measure(made(rows, failed={(criteria.BASE, 2)}), criteria.BASE, c)
+    if c.target is None:
+        assert np.isnan(found.estimate)
+        return
+    assert measured.standing(whole, c.target) == "met"
+    assert measured.standing(found, c.target) != "met" and found.n == 3 and not np.isnan(found.estimate)
+    if c.of in ("mean", "tail"):
+        assert np.isinf(found.estimate) and measured.standing(found, c.target) == "not met"
 
 
 def test_failed_runs_are_counted_in_the_cell():

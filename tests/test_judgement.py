@@ -19,7 +19,7 @@ from dotlib import arms as known
 from dotlib import config, improvements, judged_records, judged_scores, judged_sets, judgement, metrics, study, trivial
 from dotlib.data import dataset, phantoms, store
 from dotlib.records import ResultsError
-from dotlib.sections import measured
+from dotlib.sections import generalisation, measured
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BASE = config.Data(phantoms=24, fractions=(4, 1, 1), grid=32)
@@ -148,6 +148,9 @@ def test_sets_have_the_phantoms_of_their_family_and_of_the_test_part(every):
     assert np.array_equal(every["default"].tables, dataset.load(BASE).part("test"), equal_nan=True)
     axes = every["small"].tables[:, 1:, phantoms.AXES]
     assert np.nanmax(axes) <= 9 and np.nanmin(axes) >= 5
+    for family in set(phantoms.FAMILIES) - {"default"}:  # BASE has no probe, whose frame would turn them
+        drawn = phantoms.sample(family, 4, judged_sets.SEED)
+        assert np.array_equal(every[family].tables, drawn, equal_nan=True), family
     assert {len(on) for on in every.values()} == {4}
     assert len({on.digest for on in every.values()}) == len(every)
 
@@ -329,7 +332,37 @@ def test_other_test_phantoms_are_refused_in_one_line(runs):
         judgement.table(runs[0], BASE.model_copy(update={"seed": 5}), runs[1])
 
 
-def test_diverged_run_has_the_worst_errors_and_nothing_else(runs, table):
+def test_summary_is_made_of_means_medians_quantiles_and_pooled_squares():
+    """Numbers that none of these confuses with another one, worked out here."""
+
+    def column(*values):
+        return torch.tensor([[x, 2 * x] for x in values], dtype=torch.float64)
+
+    nan, three = torch.nan, torch.arange(1.0, 4)[:, None].repeat(1, 2)
+    values = dict.fromkeys((*judged_scores.BY_PHANTOM, "legacy_rmse_of"), three)
+    values |= {"nrmse": column(0.1, 0.2, 0.8), "bias": column(-0.3, 0.1, 0.5), "skill": column(0.9, 0.5, -2.0)}
+    values |= {"legacy_rmse": torch.tensor([0.03, 0.05, 0.01]), "legacy_ssim": torch.tensor([0.2, 0.4, 0.9])}
+    by_inclusion = torch.tensor([[0.84, 0.86], [1.09, 1.11], [nan, 0.0]])[..., None].repeat(1, 1, 2)
+    values |= dict.fromkeys(judged_scores.BY_INCLUSION, by_inclusion)
+    present = torch.tensor([[True, True], [True, True], [True, False]])
+    values |= {"present": present[..., None].repeat(1, 1, 2)}
+    values |= {"passed": torch.tensor([[1, 0], [1, 1], [0, 1]], dtype=torch.bool)}
+    found = judged_scores.summary(values).set_index(["metric", "channel"])
+    pooled = ((0.03**2 + 0.05**2 + 0.01**2) / 3) ** 0.5
+    expected = {
+        ("nrmse", "mua"): (0.1 + 0.2 + 0.8) / 3, ("nrmse_p50", "mua"): 0.2, ("nrmse_p95", "mua"): 0.2 + 0.9 * 0.6,
+        ("nrmse_p95", "musp"): 0.4 + 0.9 * 1.2, ("log_nrmse", "mua"): np.log([0.1, 0.2, 0.8]).mean(),
+        ("bias", "mua"): 0.1, ("abs_bias", "mua"): 0.3, ("skill", "mua"): -0.2, ("skill_p50", "mua"): 0.5,
+        ("legacy_rmse", ""): pooled, ("legacy_psnr", ""): 20 * np.log10(1 / pooled), ("legacy_ssim", ""): 0.5,
+        ("legacy_rmse", "musp"): (14 / 3) ** 0.5, ("crc", "mua"): (0.86 + 1.09) / 2, ("crc_inside", "mua"): 2 / 5,
+        ("contrast_passed", "mua"): 3,
+    }  # fmt: skip
+    assert found.loc[list(expected), "value"].to_dict() == pytest.approx(expected)
+    counted = found.loc[[("nrmse", "mua"), ("crc", "mua"), ("crc_inside", "mua"), ("contrast_passed", "mua")], "n"]
+    assert counted.tolist() == [3, 4, 5, 5]
+
+
+def test_diverged_run_has_the_worst_errors_and_scores_and_nothing_else(runs, table):
     broken = a_run(runs[1], "stage1-onecycle", seed=7, optim__lr=1e38, optim__div=1)
     assert broken.result().failed
     found = judgement.table({**runs[0], ("stage1-phase2", 7): broken}, TINY, runs[1])
@@ -338,7 +371,9 @@ def test_diverged_run_has_the_worst_errors_and_nothing_else(runs, table):
     others = table[table["arm"].isin([arm for arm, _ in KEYS])].set_index(["set", "metric", "channel"])["value"]
     for key in (("default", "nrmse", "mua"), ("small", "rmse", "musp"), ("default", "legacy_rmse", "")):
         assert rows[key] == others[key].max()
-    assert rows[:, "crc"].isna().all() and rows[:, "contrast_passed"].isna().all()
+    for key in (("default", "legacy_psnr", ""), ("small", "skill", "mua"), ("default", "contrast_passed", "mua")):
+        assert rows[key] == others[key].min()
+    assert rows[:, "crc"].isna().all() and rows[:, "bias"].isna().all()
 
 
 @pytest.fixture
@@ -502,3 +537,5 @@ def test_command_lists_what_is_missing_and_records_the_rest(found, runs, tmp_pat
 def test_members_are_the_runs_of_all_studies():
     arms = {arm for name in judgement.STUDIES for arm in known.STUDIES[name].arms}
     assert set(improvements.ROADMAP) <= arms and set(judgement.EVERYWHERE) <= arms
+    trained = {*generalisation.TRAINED.values()}
+    assert len(trained) == 5 and all(judgement.asked(arm, on) for arm in trained for on in judged_sets.NAMES)

@@ -14,6 +14,7 @@ from dotlib.config import Attention, Links, Model
 from dotlib.data import dataset, phantoms
 from dotlib.models import blocks
 from dotlib.models.autoencoder import NETWORKS, Autoencoder, build
+from dotlib.models.stages import Addition
 
 MEAN, SD = torch.tensor([0.006, 1.1]), torch.tensor([0.003, 0.4])
 GRIDS = (16, 32, 64)
@@ -345,3 +346,22 @@ def test_checkpointing_is_for_training_only(name):
     assert torch.equal(model(x), expected)
     with torch.no_grad():
         assert torch.equal(model.train()(x), network(name, 16).train()(x))
+
+
+def test_behind_a_stage_come_link_blocks_gate_and_dropout_in_this_order():
+    """Affine maps, no two of which commute, in their places: what a gate multiplies by is of the deepened features."""
+
+    class Part(nn.Module):
+        def __init__(self, factor, shift):
+            super().__init__()
+            self.factor, self.shift = factor, shift
+
+        def forward(self, x, *sources):
+            return self.factor * x + self.shift + sum(sources)
+
+    added, x, source = Addition(), torch.tensor(1.0), torch.tensor(100.0)
+    assert added.gated(added.before_gate(x, [])) == x  # nothing is added
+    added.link, added.blocks, added.gate, added.dropout = Part(2, 1), Part(3, 5), Part(7, 11), Part(13, 17)
+    linked = 2 * 1 + 1 + 100
+    assert added.before_gate(x, [source]) == 3 * linked + 5
+    assert added.gated(x) == 13 * (7 * 1 + 11) + 17

@@ -6,7 +6,7 @@ import torch
 from tiny import Inline, assert_same_weights, tiny, weights
 
 from dotlib import checkpoint, config, evaluation, perceptual, study, trainer
-from dotlib.config import ConfigError, Features, Loss
+from dotlib.config import Attention, ConfigError, Features, Loss
 from dotlib.data import dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,6 +48,19 @@ def test_features_are_the_frozen_networks_stages():
     found = looked(c)(volumes)
     assert len(found) == len(expected) == 2
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+
+
+def test_random_features_are_a_plain_networks_whatever_the_arm_has():
+    """The control's network does not follow the architecture that is judged."""
+    volumes = dataset.load(tiny().data).volumes("validation")
+    more = {
+        "model__name": "hybrid",
+        "model__depth": 2,
+        "model__dropout": 0.1,
+        "model__attention": Attention(kind="sigmoid", stages=(1,)),
+    }
+    plain, other = (looked(tiny(loss=RANDOM, **changes))(volumes) for changes in ({}, more))
+    assert len(plain) == len(other) and all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
 
 
 def buffers(c):

@@ -126,8 +126,8 @@ def test_false_discovery_is_of_good_runs_alone_and_needs_three():
     record = record_of({"stage1-onecycle": -1.0, "stage1-adam": 0.0}, seeds=10, spread=0.05,
                        failed=[("stage1-adam", s) for s in range(8)])  # fmt: skip
     table = false_discovery.rates(record, 20)
-    assert table["runs"].tolist() == [10] * 5 + [2] * 3
-    assert table["verdict"].tolist() == ["too few repetitions"] * 5 + ["not computed"] * 3
+    assert table["runs"].tolist() == [10] * 8 + [2] * 3
+    assert table["verdict"].tolist() == ["too few repetitions"] * 8 + ["not computed"] * 3
     assert "a check that the code runs" in false_discovery.answer(table)
     nothing = false_discovery.rates(None, 20)
     assert (nothing["verdict"] == "not computed").all() and "not computed" in false_discovery.answer(nothing)
@@ -135,16 +135,17 @@ def test_false_discovery_is_of_good_runs_alone_and_needs_three():
 
 def test_false_discovery_is_judged_by_its_interval_and_what_is_exceeded_comes_first(monkeypatch):
     good, of = (0.05, 0.04, 0.06), []
-    rates = iter([good, (0.1, 0.09, 0.11), good, (0.07, 0.06, 0.08), *[good] * 4])
+    rates = iter([good, (0.1, 0.09, 0.11), good, (0.07, 0.06, 0.08), *[good] * 7])
 
-    def made(errors, seeds, family, n, rng, interaction):
-        of.append(interaction)
+    def made(errors, seeds, family, n, rng, interaction, phantom):
+        of.append((interaction, phantom))
         return stats_aa.Rate(*next(rates), n, seeds, family)
 
     monkeypatch.setattr(stats_aa, "false_discovery", made)
     table = false_discovery.rates(record_of({"stage1-onecycle": 0.0, "stage1-adam": 0.0}, seeds=10), 2000)
-    assert table["verdict"].tolist() == ["held", "exceeded", "held", "not resolved", *["held"] * 4]
-    assert of == [False, False, True, *[False] * 5]
+    assert table["verdict"].tolist() == ["held", "exceeded", "held", "not resolved", *["held"] * 7]
+    apart = (False, pytest.approx(0.15 / np.sqrt(2)))  # a contrast's spread over phantoms, of the plan, by two arms
+    assert of == [(False, 0.0)] * 2 + [(True, 0.0)] + [(False, 0.0)] * 2 + [apart] * 3 + [(False, 0.0)] * 3
     text = false_discovery.answer(table)
     assert text.index("exceeded") < text.index("not resolved") < text.index("held")
 
@@ -152,5 +153,8 @@ def test_false_discovery_is_judged_by_its_interval_and_what_is_exceeded_comes_fi
 def test_experiments_are_those_of_the_plan():
     sizes = {(seeds, size, of) for _, seeds, size, of in false_discovery.EXPERIMENTS}
     ablation = [(3, len(improvements.IMPROVEMENTS), of) for of in (false_discovery.TWO, false_discovery.FOUR)]
-    assert sizes == {(3, 1, false_discovery.TWO), *ablation, (5, 1, false_discovery.TWO), (10, 2, false_discovery.TWO)}
+    ablation += [(3, len(improvements.IMPROVEMENTS), false_discovery.APART)]
+    for of in (false_discovery.TWO, false_discovery.APART):
+        ablation += [(5, 1, of), (10, 2, of)]
+    assert sizes == {(3, 1, false_discovery.TWO), *ablation}
     assert {arm for arm, *_ in false_discovery.EXPERIMENTS} <= set(arms.STUDIES[false_discovery.STUDY].arms)

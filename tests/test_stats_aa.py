@@ -87,6 +87,19 @@ def test_an_interaction_varies_as_four_arms_do(interaction, arms):
     assert np.var(logs, axis=(0, 1)).mean() == pytest.approx(arms * np.var(np.log(table), axis=0).mean(), rel=0.05)
 
 
+def test_arms_apart_on_these_phantoms_mislead_a_test_over_seeds_and_not_the_crossed_one():
+    """A mean of 64 effects of the arms' own moves Student's t over ten seeds, which does not see it."""
+    seeds, own, table = 10, 0.15 / np.sqrt(2), runs(400)
+    options = {"seeds": seeds, "phantom": own}
+    found = stats_aa.false_discovery(table, rng=rng(13), p_value=paired, **options)
+    of_seeds, of_phantoms = np.var(np.log(table).mean(axis=1), ddof=1), own**2 / 64  # of one arm's mean
+    wider = np.sqrt(1 + seeds * of_phantoms / of_seeds)
+    expected = 2 * reference.t.sf(reference.t.ppf(0.975, seeds - 1) / wider, seeds - 1)
+    assert found.low < expected < found.high and expected > 0.1
+    crossed = stats_aa.false_discovery(table, rng=rng(14), **options)
+    assert crossed.low < 0.05 and crossed.high <= LIMIT[seeds]
+
+
 def test_the_rate_counts_families_in_which_holm_finds_something(monkeypatch):
     monkeypatch.setattr(gc, "collect", lambda: 0)  # statsmodels collects garbage in every call: 50 ms each
     table, alpha = runs(10, phantoms=8), 0.3

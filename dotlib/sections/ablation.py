@@ -16,7 +16,7 @@ from ..comparison import ASSUMED
 from ..improvements import ALTERNATIVES, IMPROVEMENTS, STUDIES, label
 from ..stats import Interval
 from ..stats_crossed import detectable_difference
-from .attention_costs import operations
+from .attention_costs import training_operations
 from .optimisers import PRIMARY, Pair, contrasts, effect, errors, failures, forest_rows
 
 ALONE, WITHIN = "alone", "in full"  # the two directions: on the baseline, in the full recipe
@@ -80,9 +80,9 @@ def power(phantoms: int) -> pd.DataFrame:
 def effects(add, leave) -> pd.DataFrame:
     """A row an improvement (`name`) and direction (`where`): its contrast as a forest's row, Holm p, operations, word.
 
-    Intervals are of 95 %, for new runs and new phantoms; Holm's p is over one direction's family; operations: a step's,
-    counted (`attention_costs.operations`), with the improvement over without. For the words see `word`. `instead`: of
-    an alternative in the full recipe, what it does in the place of the other, unadjusted; else ''.
+    Intervals are of 95 %, for new runs and new phantoms; Holm's p is over one direction's family; operations: of the
+    training, counted (`attention_costs.training_operations`), with the improvement over without. For the words see
+    `word`. `instead`: of an alternative in the full recipe, what it does in the other's place, unadjusted; else ''.
     """
     tables = [_direction(record, where) for where, record in ((ALONE, add), (WITHIN, leave))]
     return pd.concat(tables, ignore_index=True)
@@ -139,7 +139,7 @@ def _instead(record, name: str) -> str:
 def _operations(record, a: str, b: str) -> float:
     if record is None:
         return np.nan
-    counted = [operations(arms.arm(name, record.profile)) for name in (a, b)]
+    counted = [training_operations(arms.arm(name, record.profile)) for name in (a, b)]
     return counted[0] / counted[1]
 
 

@@ -44,13 +44,15 @@ def rule(alone: str, within: str, instead: str = "") -> str:
     if "worse" in (alone, within):
         other = within if alone == "worse" else alone
         return DEPENDS if other.startswith("better") else OUT
-    return OPEN if alone == "better" else EITHER
+    if alone == "better":
+        return DEPENDS if within.startswith("worse") else OPEN
+    return EITHER
 
 
 def advice(effects: pd.DataFrame) -> pd.DataFrame:
     """A row an improvement of `ablation.effects`, negative advice first: advice, both effects, seeds, operations.
 
-    `operations`: those of a training step with it over without, in the full recipe; above 1 it costs.
+    `operations`: those of the training with it over without, in the full recipe; above 1 it costs.
     """
     sides = {where: effects[effects["where"] == where].set_index("name") for where in (ALONE, WITHIN)}
     rows = []
@@ -118,7 +120,8 @@ def reach(effects: pd.DataFrame, phantoms: int) -> str:
         alone, family = (detectable_difference(sd, seeds, phantoms, alpha=LEVEL / n) for n in (1, len(IMPROVEMENTS)))
         found.append(f"of {alone:.1f} % by an interval of its own and of {family:.1f} % at Holm's first step")
     return (
-        f"At {seeds} seeds, if runs vary as the plan assumed, 80 % power finds a reduction {found[0]}"
+        f"At {seeds} seeds and {phantoms} phantoms, if runs vary as the plan assumed, 80 % power finds a reduction "
+        + found[0]
         + "".join(f"; if they vary as the median contrast here does, one {text}" for text in found[1:])
         + ": 'not resolved' is not 'no effect'."
     )
@@ -152,7 +155,8 @@ def _hypotheses(claims: pd.DataFrame) -> str:
     words = [word for word in ORDER if (claims["verdict"] == word).any()]
     rows = {word: claims[claims["verdict"] == word].to_dict("records") for word in words}
     lines = [f"* {word}: {'; '.join(map(_claim, rows[word]))}." for word in words]
-    return "\n".join(["**What the specification expects.**\n", *lines])
+    head = "**What the specification expects.** What is not primary is by an interval of its own, unadjusted.\n"
+    return "\n".join([head, *lines])
 
 
 def _claim(row: dict[str, Any]) -> str:

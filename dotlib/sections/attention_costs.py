@@ -15,13 +15,14 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import arms, losses, stats
+from .. import arms, losses, perceptual, stats
 from ..config import PROFILES, Attention, Config, Loss, Model, replace
 from ..evaluation import network
 from ..improvements import GATES
 from ..models.attention import KINDS
 from ..models.autoencoder import NETWORKS, Autoencoder
 from ..models.blocks import Standard
+from ..recipes import steps
 from .efficiency import ON_GPU, Size, Way, base, kept_bytes
 from .optimisers import all_failed, runs_of
 
@@ -108,6 +109,12 @@ def operations(config: Config) -> float:
     Elementwise work is not counted, that of augmentation above all; nor is validation.
     """
     return _operations(config.data.grid, config.model, config.loss)
+
+
+def training_operations(config: Config) -> float:
+    """GFLOP of a whole training, `operations` of all its samples, and of the network that its loss looks through."""
+    runs = filter(None, (config, perceptual.teacher_config(config)))
+    return sum(operations(run) * steps(run) * run.training.batch for run in runs)
 
 
 @functools.cache

@@ -50,7 +50,8 @@ def starts(profile: str) -> pd.DataFrame:
 
 def per_run(table: pd.DataFrame) -> pd.DataFrame:
     """Means over the phantoms that have a tumour, and over draws: a row a run, stage and score."""
-    return table.groupby(["arm", "seed", "stage", "score"], sort=False)[MEASURES].mean().reset_index()
+    having = table.dropna(subset="auc")
+    return having.groupby(["arm", "seed", "stage", "score"], sort=False)[MEASURES].mean().reset_index()
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

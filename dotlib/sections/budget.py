@@ -122,14 +122,18 @@ def gates(judged, computed: Iterable[str] = LONG) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def answer(judged, table: pd.DataFrame) -> str:
-    """What the longest runs say, in Markdown: the lowest error, what it does not reach, what it does, and the trend."""
+def answer(judged, table: pd.DataFrame, rule: pd.DataFrame) -> str:
+    """What the longest runs say, in Markdown: the lowest error, what it does not reach, what it does, and the trend.
+
+    First what `rule`, the table of `chosen`, would have otherwise than the recipe that was trained.
+    """
     whole = table[table["failed"] == ""]
     if whole.empty:
         return "No long run is computed."
-    best, lines = whole.loc[whole["value"].idxmin()], [f"* {recipe()}"]
+    best, lines = whole.loc[whole["value"].idxmin()], [f"* {recipe(rule)}"]
     how = f"{best['samples']:,.0f} samples, {best['hours']:.1f} h at its measured speed"
-    lines.append(f"* **Lowest nrmse of mua: {best['value']:.3g}, `{best['arm']}`** ({how}); one run, no interval.")
+    how += f"; one run, no interval, and of {len(whole)} runs the one that the test set favours"
+    lines.append(f"* **Lowest nrmse of mua: {best['value']:.3g}, `{best['arm']}`** ({how}).")
     if judged is not None:
         found = gates(judged, [best["arm"]])
         for convention, rows in found.groupby("convention", sort=False):
@@ -144,7 +148,11 @@ def answer(judged, table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def recipe() -> str:
-    """The best recipe in one line."""
+def recipe(rule: pd.DataFrame) -> str:
+    """The best recipe in one line, and where the rule of the plan would have another one, which."""
     more = [name for name in BEST if name not in GIVEN]
-    return f"The best recipe: one cycle, with {', '.join(more) or 'nothing added'}."
+    by_rule = rule.loc[rule["chosen"] == "yes", "improvement"].tolist()
+    said = f"The best recipe: one cycle, with {', '.join(more) or 'nothing added'}."
+    if (rule["chosen"] == "not computed").any() or set(by_rule) == set(more):
+        return said
+    return f"{said} **By these records the rule has another one: {', '.join(by_rule) or 'nothing added'}.**"

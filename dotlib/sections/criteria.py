@@ -99,7 +99,7 @@ CRITERIA = (
 
 
 def measure(judged, arm: str, c: Criterion) -> Interval:
-    """The number of an arm that a criterion is about."""
+    """The number of an arm that a criterion is about; without limit off its target where a run that failed has none."""
     values = per_seed(judged, arm, c.on, c.column)
     if c.of == "share":
         return passed(values, per_seed(judged, arm, c.on, c.column, "n"))
@@ -107,7 +107,13 @@ def measure(judged, arm: str, c: Criterion) -> Interval:
         return spread(values)
     if c.of == "fraction":
         return over_seeds(values, 0, 1)
-    return over_seeds(values / per_seed(judged, arm, c.on, ("nrmse_p50", c.column[1])) if c.of == "tail" else values)
+    if c.of == "tail":
+        values = values / per_seed(judged, arm, c.on, ("nrmse_p50", c.column[1]))
+    runs = judged.runs[(judged.runs["arm"] == arm) & (judged.runs["failed"] != "")]
+    if c.target and len(runs):
+        values = values.reindex(values.index.union(runs["seed"]))
+        values = values.where(values.notna() | ~values.index.isin(runs["seed"]), np.copysign(np.inf, -c.target[0]))
+    return over_seeds(values)
 
 
 def without_network(of: Callable[[str], Interval], target: Range | None) -> dict[str, Any]:

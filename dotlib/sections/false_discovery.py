@@ -1,22 +1,30 @@
 """How often the judgement of section 4.5 finds something where there is nothing, on recorded runs of section 4.3."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
 from .. import stats_aa
+from ..comparison import ASSUMED
 from ..improvements import IMPROVEMENTS
 from .optimisers import errors
 
 STUDY = "4.3-ends"  # ten runs an arm
-TWO, FOUR = "two arms", "four arms"
+TWO, FOUR, APART = "two arms", "four arms", "two arms apart on these phantoms"
+OWN = ASSUMED.phantom / np.sqrt(2)  # sd over phantoms of what an arm of `APART` has on its own; of a contrast ASSUMED's
 # arm, seeds, contrasts in the family, of how many arms each: a contrast by itself, a direction of the ablation, its
-# interactions, the factorial's number of seeds, the two gates of H3
+# interactions, the factorial's number of seeds, the two gates of H3; and arms whose errors differ on the phantoms at
+# hand as real arms' do, in the mean over new ones not at all: runs of one arm alone try the seeds' part of an interval
 EXPERIMENTS = (
     ("stage1-onecycle", 3, 1, TWO),
     ("stage1-onecycle", 3, len(IMPROVEMENTS), TWO),
     ("stage1-onecycle", 3, len(IMPROVEMENTS), FOUR),
     ("stage1-onecycle", 5, 1, TWO),
     ("stage1-onecycle", 10, 2, TWO),
+    ("stage1-onecycle", 3, len(IMPROVEMENTS), APART),
+    ("stage1-onecycle", 5, 1, APART),
+    ("stage1-onecycle", 10, 2, APART),
     ("stage1-adam", 3, 1, TWO),
     ("stage1-adam", 5, 1, TWO),
     ("stage1-adam", 10, 2, TWO),
@@ -31,7 +39,8 @@ ORDER = ("exceeded", "not resolved", "held")  # negative results first
 def rates(record, repetitions: int, seed: int = 0) -> pd.DataFrame:
     """A row an experiment: how often a family has a false discovery, per cent, with Clopper and Pearson's interval.
 
-    In each repetition every arm of the family is made of runs of *one* real arm, so that whatever is found is false.
+    In each repetition every arm of the family is made of runs of *one* real arm, so that whatever is found is false: of
+    new runs, and of `APART` for new phantoms, too.
     Runs that failed are left out; without a record nothing is computed. 'held': the whole interval is at or below what
     is accepted; 'exceeded': above.
     """
@@ -45,11 +54,15 @@ def rates(record, repetitions: int, seed: int = 0) -> pd.DataFrame:
             rows[-1]["verdict"] = "not computed"
             continue
         rng = np.random.default_rng(seed)
-        found = stats_aa.false_discovery(runs, seeds, family, repetitions, rng=rng, interaction=of == FOUR)
+        found = stats_aa.false_discovery(runs, seeds, family, repetitions, rng=rng, **_kind(of))
         row |= {"repetitions": repetitions, "false, %": 100 * found.rate}
         row["interval, %"] = f"[{100 * found.low:.3g}, {100 * found.high:.3g}]"
         rows.append(row | accepted | {"verdict": _verdict(found, LIMIT[seeds])})
     return pd.DataFrame(rows)
+
+
+def _kind(of: str) -> dict[str, Any]:
+    return {"interaction": of == FOUR, "phantom": OWN if of == APART else 0.0}
 
 
 def _good(record, arm: str) -> np.ndarray:

@@ -16,6 +16,7 @@ from ..stats import Interval
 from ..stats_crossed import crossed_contrast, detectable_difference
 from .optimisers import ENDS, PROMISE, all_failed, combined, errors, failures, gaps, twin
 from .speed import times
+from .stability import reasons
 
 PHANTOMS = 64  # test phantoms of the recorded size (results/PLAN.md)
 MARGIN = 5.0  # per cent: precisions that differ by less count as equal
@@ -177,7 +178,13 @@ def _gap(record, h: Hypothesis, targets: Mapping[str, float]) -> tuple[Interval,
     table = gaps(record, (h.a, h.b))
     if table.empty:
         return "an arm has no runs"
-    return stats.paired_contrast(table[h.a], table[h.b], 1 - share(h)).effect.negated(), _over_seeds(record, h)
+    improvement = stats.paired_contrast(table[h.a], table[h.b], 1 - share(h)).effect.negated()
+    one, other = (set(reasons(arms.arm(name, record.profile))) for name in (h.a, h.b))
+    if apart := one ^ other:
+        note = f"no verdict from ratios that cannot be compared: {', '.join(sorted(apart))}"
+        change = stats.judge(improvement, 0).change
+        return Finding(improvement, "not resolved", change, "; ".join((_over_seeds(record, h), note)))
+    return improvement, _over_seeds(record, h)
 
 
 def similarity(record, names: Sequence[str]) -> pd.DataFrame:
@@ -190,7 +197,12 @@ def _ssim(record, h: Hypothesis, targets: Mapping[str, float]) -> tuple[Interval
     table = similarity(record, (h.a, h.b))
     if table.empty:
         return "an arm has no runs, or none with an SSIM"
-    return stats.paired_contrast(table[h.a], table[h.b], 1 - share(h)).effect, _over_seeds(record, h)
+    improvement = stats.paired_contrast(table[h.a], table[h.b], 1 - share(h)).effect
+    most = 100 * (1 / table[h.b].mean() - 1)
+    if most < h.low:
+        note = f"from an SSIM of {table[h.b].mean():.3f} no more than {most:.1f} % is possible"
+        return Finding(improvement, "not resolved", stats.judge(improvement, 0).change, note)
+    return improvement, _over_seeds(record, h)
 
 
 def _equal(record, h: Hypothesis, targets: Mapping[str, float]) -> Finding | str:

@@ -21,7 +21,6 @@ WEAK = ("refuted", "not computed", "not resolved", NO_PROMISE, "confirmed")  # w
 PREMISE = "H7, premise"
 _GATE = "10-15 % better mua by spatial attention"
 _CONTROLS = "it is attention's doing only where it exceeds both controls of section 4.4"
-_MECHANICAL = "the training loss is taken with dropout on, which lowers the ratio by itself"
 _AT_ONCE = "data size, tumour size and optimiser change at once"
 
 
@@ -53,7 +52,7 @@ HYPOTHESES = (
     *_both("H7, weight", "better mua by a channel-weighted loss", "channel weight", 0),
     *_both("H9, 2 blocks", "5-10 % better features by 2-3 residual blocks a stage", "depth", 5, 10),
     *_both("H9, 3 blocks", "5-10 % better features by 2-3 residual blocks a stage", "depth 3", 5, 10),
-    *_both("H12, dropout", "less overfitting by spatial dropout", "dropout", 0, of="gap", note=_MECHANICAL),
+    *_both("H12, dropout", "less overfitting by spatial dropout", "dropout", 0, of="gap"),
     *_both("H12, dropout, endpoint", "less overfitting by spatial dropout, so a lower error", "dropout", 0),
     *_both("H12, decay", "less overfitting by a weight-decay schedule", "decay schedule", 0, of="gap"),
     *_both("H14, dense", "better information flow by dense links", "dense links", 0),
