@@ -327,6 +327,14 @@ def test_full_profile_is_computed_on_a_gpu_after_its_tuning(store, folder, monke
     assert asked == expected
 
 
+@pytest.mark.parametrize(("name", "expected"), [("4.3-tuning", 0), ("4.5-best", 0), ("4.4-gates", 4)])
+def test_study_of_one_run_an_arm_keeps_to_it_whatever_seeds_are_asked_for(store, folder, monkeypatch, name, expected):
+    asked = []
+    monkeypatch.setattr(study, "members", lambda name, profile, seeds, store: asked.append(seeds) or {})
+    taken(store, folder, 4, name)
+    assert asked == [expected]
+
+
 def test_runs_judged_on_different_phantoms_are_no_record():
     """Runs of earlier code do not name theirs."""
     runs = {(arm, seed): run_of(arm, seed) for arm in ARMS[:2] for seed in range(2)}
