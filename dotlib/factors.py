@@ -31,8 +31,8 @@ FIELDS = {
     "guided links": {"model.links"},
     "depth 3": {"model.depth"},
 }
-OPTIMISER = {f"optim.{field}" for field in ("name", "lr", "betas", "schedule", "weight_decay", "final_decay")}
-PHASES = ({"data.family", "data.train", "training.epochs"} | OPTIMISER, {"model.attention"}, FIELDS["multi-scale loss"])
+FIRST = ("optimiser", "schedule", "data size", "tumour size")  # the roadmap's first phase changes them at once
+PHASES = (set().union(*(FIELDS[name] for name in FIRST)), FIELDS["attention"], FIELDS["multi-scale loss"])
 WHOLE = {"model.attention", "model.links", "augment", "loss.features", "test"}  # compared as one value
 # by arm: the arm that it is compared with, and the fields of its factor
 DECLARED: dict[str, tuple[str, set[str]]] = (

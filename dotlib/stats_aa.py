@@ -1,4 +1,4 @@
-"""The A/A experiment: arms that differ in their seeds only, made from real runs of one arm and judged like any others.
+"""The A/A experiment: arms that do not differ in the mean, made from real runs of one arm and judged like any others.
 
 Whatever the judgement finds there is false; the rate at which it does is to be its level.
 """

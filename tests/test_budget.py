@@ -141,6 +141,13 @@ def test_gates_say_what_a_run_reached():
     assert (budget.gates(made([]))["half-16"] == "--").all()
 
 
+def test_gates_say_where_a_run_failed():
+    judged = judged_levels(0.05)
+    runs = judged.runs.assign(failed=np.where(judged.runs["arm"] == "half-4", "loss nan", ""))
+    table = budget.gates(dataclasses.replace(judged, runs=runs))
+    assert (table["half-4"] == "failed").all() and not table["half-16"].eq("failed").any()
+
+
 def test_gates_are_of_both_conventions_and_beside_predictors_without_a_network():
     table = budget.gates(judged_levels(0.05)).set_index("criterion")
     assert table["convention"].unique().tolist() == ["honest", "both", "legacy"]

@@ -1,5 +1,7 @@
 """Roadmap, criteria and matrix against hand-made judgements and closed forms."""
 
+import dataclasses
+
 import histories
 import numpy as np
 import pandas as pd
@@ -86,8 +88,9 @@ LEVELS = {"all zeros": 0.45, "mean volume": 0.178, "ellipsoid, mean tissue": 0.0
 
 @pytest.fixture(scope="module")
 def road():
-    """Two phases measured on default, one of them with a failed run; trivial predictors of RMSE there."""
+    """Four phases measured on default, one of them with a failed run; trivial predictors of RMSE there."""
     rows = rows_of("legacy-phase1", "default", ("legacy_rmse", ""), [0.080, 0.081, 0.082])
+    rows += rows_of("legacy-phase2", "default", ("legacy_rmse", ""), [0.040, 0.041, 0.042])
     rows += rows_of("stage1-phase1", "default", ("legacy_rmse", ""), [0.060, 0.075, 0.090])
     rows += rows_of("stage1-phase3", "default", ("legacy_rmse", ""), [0.040, 0.041, 0.042])
     rows += rows_of("stage1-phase3", "default", ("legacy_ssim", ""), [0.9, 0.9, np.nan])
@@ -102,7 +105,7 @@ def row(table, **keys):
 
 def test_roadmap_has_every_phase_network_set_and_measure(road):
     assert len(road) == 4 * 2 * 2 * 3
-    assert (road["verdict"] == "not computed").sum() == 48 - 3
+    assert (road["verdict"] == "not computed").sum() == 48 - 3 - 6  # of the phase with a failed run all is missed
     asked = row(road, phase=2, network="legacy", measure="PSNR", **{"tested on": "small"})
     assert (asked["asked from"], asked["asked to"], asked["seeds"]) == (26.0, 28.0, 0)
 
@@ -111,8 +114,8 @@ def test_roadmap_verdict_is_of_the_weaker_end(road):
     found = {
         (r["arm"]): r for r in road[(road["measure"] == "RMSE") & (road["tested on"] == "default")].to_dict("records")
     }
-    assert [found[arm]["verdict"] for arm in ("legacy-phase1", "stage1-phase1", "stage1-phase3")] == [
-        "not met", "not resolved", "met",
+    assert [found[arm]["verdict"] for arm in ("legacy-phase1", "stage1-phase1", "legacy-phase2", "stage1-phase3")] == [
+        "not met", "not resolved", "met", "not met",  # the last two have the same numbers, but for a failed run
     ]  # fmt: skip
     sem = scipy_stats.sem([0.080, 0.081, 0.082])
     assert (found["legacy-phase1"]["low"], found["legacy-phase1"]["high"]) == pytest.approx(
@@ -136,10 +139,10 @@ def test_target_that_an_ellipsoid_meets_says_so(road):
 
 def test_roadmap_answer_begins_with_what_is_missed(road):
     lines = criteria.roadmap_answer(road).splitlines()
-    assert lines[0].startswith(
-        "* **legacy, tested on default**: not met: RMSE of phase 1; not computed: RMSE of phases 0"
-    )
-    assert "met: RMSE of phase 3" in lines[1] and "Met without a network: RMSE of phases 0, 1 by" in lines[1]
+    assert lines[0].startswith("* **stage1, tested on default**: not met: RMSE of phase 3, SSIM of phase 3")
+    assert "Met without a network: RMSE of phases 0, 1 by" in lines[0]
+    [legacy] = [line for line in lines if line.startswith("* **legacy, tested on default**: not met: RMSE of phase 1;")]
+    assert "; met: RMSE of phase 2" in legacy
     assert len(lines) == 4
 
 
@@ -313,29 +316,29 @@ def test_criteria_ask_what_their_names_say_of_numbers_that_are_recorded():
     assert {"loss_ratio", "gpu_busy", "roughness"} == set(numbers.index)
 
 
-@pytest.mark.parametrize("c", criteria.CRITERIA, ids=lambda c: f"{c.convention}, {c.name}")
-def test_run_that_failed_meets_no_criterion_for_its_arm(c):
-    """Two runs that meet it by far, and one that diverged: it has no number, but where the worst one stands for it."""
-    low, high = c.target or (-INF, 1.0)
-    good = {"spread": -1.0, "share": 60, "tail": 0.1}.get(c.of, low + 0.05 if np.isinf(high) else high - 0.01)
-    rows = rows_of(criteria.BASE, c.on, c.column, [good, good])
-    rows += rows_of(criteria.BASE, c.on, ("nrmse_p50", "mua"), [0.1, 0.1]) * (c.of == "tail")
-    whole = criteria.measure(made(rows), criteria.BASE, c)
-    rows += [(criteria.BASE, 2, c.on, *c.column, {"spread": 3.0, "share": 0, "fraction": 0.0}.get(c.of, np.nan), 64)]
-    found = criteria.measure(made(rows, failed={(criteria.BASE, 2)}), criteria.BASE, c)
-    if c.target is None:
-        assert np.isnan(found.estimate)
-        return
-    assert measured.standing(whole, c.target) == "met"
-    assert measured.standing(found, c.target) != "met" and found.n == 3 and not np.isnan(found.estimate)
-    if c.of in ("mean", "tail"):
-        assert np.isinf(found.estimate) and measured.standing(found, c.target) == "not met"
+def test_run_that_failed_meets_no_criterion_for_its_arm(perfect):
+    """Whatever the worst of the other runs, which stands for it, would meet."""
+    whole = criteria.standings(perfect).set_index(["convention", "criterion", "of"])["verdict"]
+    lost = judgement._worst(perfect.table, criteria.BASE, 7)
+    runs = pd.concat([perfect.runs, perfect.runs[:1].assign(arm=criteria.BASE, seed=7, failed="loss nan")])
+    judged = dataclasses.replace(perfect, table=pd.concat([perfect.table, lost]), runs=runs)
+    found = criteria.standings(judged).set_index(["convention", "criterion", "of"])["verdict"]
+    base = found[found.index.get_level_values("of") == "ours, base"].droplevel("of")
+    unmet = base[base != "not met"]
+    assert unmet.to_dict() == {
+        ("both", "roughness of the loss curve"): "no threshold", ("both", "GPU use > 85 %"): "not measured",
+    }  # fmt: skip
+    others = found.index.get_level_values("of") == "legacy network, best phase"
+    assert found[others].equals(whole[others]) and (whole == "met").sum() > 50
+    road = criteria.roadmap(judged)
+    rows = road[(road["arm"] == criteria.BASE) & (road["tested on"] == "default")]
+    assert len(rows) == 3 * (criteria.BASE in PHASES) and (rows["verdict"] == "not met").all()
 
 
 def test_failed_runs_are_counted_in_the_cell():
     part = ("default", ("nrmse", "mua"), [0.05, 0.05, 0.05])
     cells = base(part, failed={(criteria.BASE, 1)})
-    assert cells["honest", "nrmse of mua <= 0.06 (ambition)"].endswith(": met, 1 failed")
+    assert cells["honest", "nrmse of mua <= 0.06 (ambition)"].endswith(": not met, 1 failed")
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,9 @@ def test_promise_that_no_ssim_can_keep_is_not_refuted(ssim, word):
     record = dataclasses.replace(record, metrics=pd.concat([record.metrics, similar[similar["channel"] == "mua"]]))
     row = verdicts(record).loc["H6, in full"]
     assert row["verdict"] == word and ("no more than 4.2 % is possible" in row["note"]) == (word != "refuted")
+    lower = record.metrics["value"].where(record.metrics["arm"] != "full", record.metrics["value"] - 0.1)
+    row = verdicts(dataclasses.replace(record, metrics=record.metrics.assign(value=lower))).loc["H6, in full"]
+    assert (row["verdict"], row["against 0"]) == ("refuted", "worse")  # worse is worse
 
 
 def table_of(**words):

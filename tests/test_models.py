@@ -14,7 +14,7 @@ from dotlib.config import Attention, Links, Model
 from dotlib.data import dataset, phantoms
 from dotlib.models import blocks
 from dotlib.models.autoencoder import NETWORKS, Autoencoder, build
-from dotlib.models.stages import Addition
+from dotlib.models.stages import Addition, Staged
 
 MEAN, SD = torch.tensor([0.006, 1.1]), torch.tensor([0.003, 0.4])
 GRIDS = (16, 32, 64)
@@ -359,9 +359,13 @@ def test_behind_a_stage_come_link_blocks_gate_and_dropout_in_this_order():
         def forward(self, x, *sources):
             return self.factor * x + self.shift + sum(sources)
 
-    added, x, source = Addition(), torch.tensor(1.0), torch.tensor(100.0)
-    assert added.gated(added.before_gate(x, [])) == x  # nothing is added
+    network, x = Staged(), torch.tensor(1.0)
+    network.stages = nn.Sequential(Part(1, 2), Part(1, 4))
+    network.halves = {"encoder": {"encoder2": ("stages", slice(0, 1)), "encoder1": ("stages", slice(1, 2))}}
+    assert network.walk("encoder", x) == {"encoder2": 3, "encoder1": 7}
+    network.sources = {"encoder1": ["encoder2"]}
+    network.added["encoder1"] = added = Addition()
+    assert network.walk("encoder", x) == {"encoder2": 3, "encoder1": 7}  # nothing is added
     added.link, added.blocks, added.gate, added.dropout = Part(2, 1), Part(3, 5), Part(7, 11), Part(13, 17)
-    linked = 2 * 1 + 1 + 100
-    assert added.before_gate(x, [source]) == 3 * linked + 5
-    assert added.gated(x) == 13 * (7 * 1 + 11) + 17
+    linked = 2 * 7 + 1 + 3
+    assert network.walk("encoder", x)["encoder1"] == 13 * (7 * (3 * linked + 5) + 11) + 17

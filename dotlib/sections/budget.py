@@ -14,13 +14,13 @@ from ..power_law import PowerLaw
 from .ablation import ALONE, WITHIN, pair
 from .attention_costs import operations
 from .criteria import CRITERIA, GRID, measure, trivial_words
-from .measured import shortfall
+from .measured import failures, shortfall
 from .optimisers import runs_of
 
 STUDY = "4.5-best"
 GATE, AMBITION = 0.10, 0.06  # nrmse of mua
 ONE_RUN = sorted((c for c in CRITERIA if c.target and c.of != "spread"), key=lambda c: c.convention == "legacy")
-WORDS = ("not reached", "reached", "other grid")
+WORDS, FAILED = ("not reached", "reached", "other grid"), "failed"
 LEAST = 3  # budgets that a law without a floor needs
 
 
@@ -105,7 +105,7 @@ def _reached(law: PowerLaw, target: float) -> float:
 
 def gates(judged, computed: Iterable[str] = LONG) -> pd.DataFrame:
     """Each criterion that one run can meet, the convention that can fail first: criterion, convention, what trivial
-    predictors reach, and a column an arm of `computed`: its number, 'reached' or not.
+    predictors reach, and a column an arm of `computed`: its number, 'reached' or not; 'failed' where its run did.
 
     Of one run an arm, so that no interval says how another run would end. SSIM's gate is one of `GRID` voxels a side.
     """
@@ -117,7 +117,7 @@ def gates(judged, computed: Iterable[str] = LONG) -> pd.DataFrame:
             value = measure(judged, arm, c).estimate
             missed = shortfall(value, c.target) > 0
             word = WORDS[2] if other and c.column[0] == "ssim" else WORDS[0] if missed else WORDS[1]
-            row[arm] = "--" if np.isnan(value) else f"{value:.3g}: {word}"
+            row[arm] = FAILED if failures(judged, arm) else "--" if np.isnan(value) else f"{value:.3g}: {word}"
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -99,7 +99,7 @@ CRITERIA = (
 
 
 def measure(judged, arm: str, c: Criterion) -> Interval:
-    """The number of an arm that a criterion is about; without limit off its target where a run that failed has none."""
+    """The number of an arm that a criterion is about."""
     values = per_seed(judged, arm, c.on, c.column)
     if c.of == "share":
         return passed(values, per_seed(judged, arm, c.on, c.column, "n"))
@@ -107,13 +107,7 @@ def measure(judged, arm: str, c: Criterion) -> Interval:
         return spread(values)
     if c.of == "fraction":
         return over_seeds(values, 0, 1)
-    if c.of == "tail":
-        values = values / per_seed(judged, arm, c.on, ("nrmse_p50", c.column[1]))
-    runs = judged.runs[(judged.runs["arm"] == arm) & (judged.runs["failed"] != "")]
-    if c.target and len(runs):
-        values = values.reindex(values.index.union(runs["seed"]))
-        values = values.where(values.notna() | ~values.index.isin(runs["seed"]), np.copysign(np.inf, -c.target[0]))
-    return over_seeds(values)
+    return over_seeds(values / per_seed(judged, arm, c.on, ("nrmse_p50", c.column[1])) if c.of == "tail" else values)
 
 
 def without_network(of: Callable[[str], Interval], target: Range | None) -> dict[str, Any]:
@@ -143,7 +137,7 @@ def roadmap(judged) -> pd.DataFrame:
 
     Columns: phase, network, arm, tested on, measure, asked from, asked to (its weaker and its better end; of phase 0
     what was reported), estimate, low, high (Student's interval over seeds), seeds, failed, verdict (against the weaker
-    end), and those of `without_network`.
+    end; an arm with a failed run meets nothing), and those of `without_network`.
     """
     rows = []
     phases = enumerate(trivial.ROADMAP.values())
@@ -155,7 +149,8 @@ def roadmap(judged) -> pd.DataFrame:
             row = {"phase": number, "network": network, "arm": arm, "tested on": on, "measure": name}
             row |= {"asked from": ends[0], "asked to": ends[1], "estimate": found.estimate, "low": found.low}
             row |= {"high": found.high, "seeds": found.n, "failed": failures(judged, arm)}
-            rows.append(row | {"verdict": standing(found, target)} | without_network(of, target))
+            verdict = "not met" if row["failed"] else standing(found, target)
+            rows.append(row | {"verdict": verdict} | without_network(of, target))
     return pd.DataFrame(rows)
 
 
@@ -240,7 +235,8 @@ def subjects(judged) -> dict[str, str]:
 def standings(judged) -> pd.DataFrame:
     """A row for each criterion and arm: criterion, convention, of, arm, estimate, low, high, seeds, failed, verdict.
 
-    And `trivial`, what predictors without a network reach. SSIM's gate has no verdict on another grid than its own.
+    And `trivial`, what predictors without a network reach. SSIM's gate has no verdict on another grid than its own. An
+    arm with a failed run meets nothing.
     """
     other_grid = configuration.profile(judged.profile).base.data.grid != GRID
     rows, arms = [], subjects(judged)
@@ -250,10 +246,11 @@ def standings(judged) -> pd.DataFrame:
             found = measure(judged, arm, c)
             row = {"criterion": c.name, "convention": c.convention, "trivial": words, "of": label, "arm": arm}
             row |= {"estimate": found.estimate, "low": found.low, "high": found.high, "seeds": found.n}
-            verdict = "no threshold" if c.target is None else standing(found, c.target)
+            failed, verdict = failures(judged, arm), "no threshold" if c.target is None else standing(found, c.target)
             verdict = c.absent if verdict == "not computed" else verdict
+            verdict = "not met" if failed and c.target and verdict != "not measured" else verdict
             elsewhere = other_grid and c.column[0] == "ssim" and verdict != c.absent
-            rows.append(row | {"failed": failures(judged, arm), "verdict": "other grid" if elsewhere else verdict})
+            rows.append(row | {"failed": failed, "verdict": "other grid" if elsewhere else verdict})
     return pd.DataFrame(rows)
 
 

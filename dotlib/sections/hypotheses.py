@@ -132,7 +132,8 @@ def power_of_equality(phantoms: int) -> float:
 def finding(record, h: Hypothesis, targets: Mapping[str, float]) -> Finding | str:
     """The finding on one hypothesis, or a line that says why there is none.
 
-    Confirmed: the whole interval of the improvement is at or above `low`; refuted: all of it below.
+    Confirmed: the whole interval of the improvement is at or above `low`; refuted: all of it below. Not resolved is
+    what ratios that cannot be compared say, and an SSIM so high that no improvement could keep the promise.
     """
     if all_failed(record, (h.a, h.b)):
         return "every run of an arm failed"
@@ -174,7 +175,7 @@ def _over_seeds(record, h: Hypothesis) -> str:
     return f"over seeds alone; {left_out} failed left out" if left_out else "over seeds alone"
 
 
-def _gap(record, h: Hypothesis, targets: Mapping[str, float]) -> tuple[Interval, str] | str:
+def _gap(record, h: Hypothesis, targets: Mapping[str, float]) -> tuple[Interval, str] | Finding | str:
     table = gaps(record, (h.a, h.b))
     if table.empty:
         return "an arm has no runs"
@@ -193,14 +194,15 @@ def similarity(record, names: Sequence[str]) -> pd.DataFrame:
     return means.unstack("arm").reindex(columns=list(names)).dropna()
 
 
-def _ssim(record, h: Hypothesis, targets: Mapping[str, float]) -> tuple[Interval, str] | str:
+def _ssim(record, h: Hypothesis, targets: Mapping[str, float]) -> tuple[Interval, str] | Finding | str:
     table = similarity(record, (h.a, h.b))
     if table.empty:
         return "an arm has no runs, or none with an SSIM"
     improvement = stats.paired_contrast(table[h.a], table[h.b], 1 - share(h)).effect
     most = 100 * (1 / table[h.b].mean() - 1)
-    if most < h.low:
+    if most < h.low and improvement.high >= 0:
         note = f"from an SSIM of {table[h.b].mean():.3f} no more than {most:.1f} % is possible"
+        note = "; ".join((_over_seeds(record, h), note))
         return Finding(improvement, "not resolved", stats.judge(improvement, 0).change, note)
     return improvement, _over_seeds(record, h)
 
