@@ -330,9 +330,6 @@ def test_run_that_failed_meets_no_criterion_for_its_arm(perfect):
     }  # fmt: skip
     others = found.index.get_level_values("of") == "legacy network, best phase"
     assert found[others].equals(whole[others]) and (whole == "met").sum() > 50
-    road = criteria.roadmap(judged)
-    rows = road[(road["arm"] == criteria.BASE) & (road["tested on"] == "default")]
-    assert len(rows) == 3 * (criteria.BASE in PHASES) and (rows["verdict"] == "not met").all()
 
 
 def test_failed_runs_are_counted_in_the_cell():
