@@ -102,7 +102,7 @@ FLOORS = {
     "sections.factorial": (4, "sections.optimisers"),
     "sections.settings": (4, "sections.optimisers"),
     "sections.speed": (4, "sections.optimisers", "sections.settings"),
-    "sections.hypotheses": (4, "comparison", "sections.optimisers", "sections.speed"),
+    "sections.hypotheses": (4, "comparison", "sections.optimisers", "sections.speed", "sections.stability"),
     "sections.attention": (
         4,
         "comparison",
@@ -115,7 +115,7 @@ FLOORS = {
     "sections.attention_maps": (4, "localisation", "sections.attention_costs", "sections.measured"),
     "sections.ablation": (4, "comparison", "sections.attention_costs", "sections.optimisers"),
     "sections.advice": (4, "comparison", "sections.ablation", "sections.hypotheses"),
-    "sections.false_discovery": (4, "sections.optimisers"),
+    "sections.false_discovery": (4, "comparison", "sections.optimisers"),
     "sections.stability": (4, "sections.measured", "sections.optimisers"),
     "sections.learning_curve": (4, "sections.optimisers"),
     "sections.hypotheses_architecture": (4, "sections.ablation", "sections.hypotheses"),

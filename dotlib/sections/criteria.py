@@ -149,8 +149,8 @@ def roadmap(judged) -> pd.DataFrame:
             row = {"phase": number, "network": network, "arm": arm, "tested on": on, "measure": name}
             row |= {"asked from": ends[0], "asked to": ends[1], "estimate": found.estimate, "low": found.low}
             row |= {"high": found.high, "seeds": found.n, "failed": failures(judged, arm)}
-            verdict = "not met" if row["failed"] else standing(found, target)
-            rows.append(row | {"verdict": verdict} | without_network(of, target))
+            row["verdict"] = "not met" if row["failed"] else standing(found, target)
+            rows.append(row | without_network(of, target))
     return pd.DataFrame(rows)
 
 
@@ -205,12 +205,7 @@ def _phases(rows: pd.DataFrame) -> str:
 def trivial_levels(judged) -> pd.DataFrame:
     """What each trivial predictor scores on the roadmap's measures: tested on, measure, predictor, value."""
     rows = [
-        {
-            "tested on": on,
-            "measure": name,
-            "predictor": predictor,
-            "value": _level(judged, on, column)(predictor).estimate,
-        }
+        {"tested on": on, "measure": name, "predictor": predictor, "value": _level(judged, on, column)(predictor)[0]}
         for on in SETS
         for name, (column, _) in MEASURES.items()
         for predictor in trivial.PREDICTORS
@@ -235,8 +230,7 @@ def subjects(judged) -> dict[str, str]:
 def standings(judged) -> pd.DataFrame:
     """A row for each criterion and arm: criterion, convention, of, arm, estimate, low, high, seeds, failed, verdict.
 
-    And `trivial`, what predictors without a network reach. SSIM's gate has no verdict on another grid than its own. An
-    arm with a failed run meets nothing.
+    And `trivial`, what predictors without a network reach. SSIM's gate is for its own grid; a failed run meets nothing.
     """
     other_grid = configuration.profile(judged.profile).base.data.grid != GRID
     rows, arms = [], subjects(judged)
