@@ -77,8 +77,7 @@ def false_discovery(
     judged is a ratio of two ratios. `phantom`: sd over phantoms of an effect that each arm has on its own, normal and 0
     over new phantoms, so that arms differ on these phantoms and not at all. p_value judges paired ratios (seeds, P).
     Given the real runs: ten of them know the spread between runs to a quarter, but a t test's level does not depend on
-    it.
-    Raises ValueError as `deviations`, and on counts below 1.
+    it. Raises ValueError as `deviations`, and on counts below 1.
     """
     if min(seeds, family, repetitions) < 1:
         raise ValueError(f"{seeds} seeds, family of {family}, {repetitions} repetitions: at least 1 of each is needed")

@@ -145,6 +145,7 @@ def test_false_discovery_is_judged_by_its_interval_and_what_is_exceeded_comes_fi
     table = false_discovery.rates(record_of({"stage1-onecycle": 0.0, "stage1-adam": 0.0}, seeds=10), 2000)
     assert table["verdict"].tolist() == ["held", "exceeded", "held", "not resolved", *["held"] * 7]
     apart = (False, pytest.approx(0.15 / np.sqrt(2)))  # a contrast's spread over phantoms, of the plan, by two arms
+    assert table["repetitions"].tolist() == [10_000, 2000, 2000, 10_000, 10_000, 2000, *[10_000] * 5]
     assert of == [(False, 0.0)] * 2 + [(True, 0.0)] + [(False, 0.0)] * 2 + [apart] * 3 + [(False, 0.0)] * 3
     text = false_discovery.answer(table)
     assert text.index("exceeded") < text.index("not resolved") < text.index("held")

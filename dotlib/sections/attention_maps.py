@@ -50,8 +50,8 @@ def starts(profile: str) -> pd.DataFrame:
 
 def per_run(table: pd.DataFrame) -> pd.DataFrame:
     """Means over the phantoms that have a tumour, and over draws: a row a run, stage and score."""
-    having = table.assign(prevalence=table["prevalence"].where(table["auc"].notna()))
-    return having.groupby(["arm", "seed", "stage", "score"], sort=False)[MEASURES].mean().reset_index()
+    table = table.assign(prevalence=table["prevalence"].where(table["auc"].notna()))
+    return table.groupby(["arm", "seed", "stage", "score"], sort=False)[MEASURES].mean().reset_index()
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
