@@ -1,4 +1,4 @@
-"""The command line, `dotlib` or `python -m dotlib`: simulate | check | study | status | judge | workbook | bench."""
+"""The command line, `dotlib` or `python -m dotlib`; `dotlib --help` lists the commands."""
 
 import argparse
 import sys
@@ -66,6 +66,19 @@ def _parser() -> argparse.ArgumentParser:
     commands.choices["study"].add_argument("--record", action="store_true", help="write its tables to results/")
     command = add("judge", _judge, "Judge the roadmap's finished runs on other phantoms.", "--profile quick --record")
     command.add_argument("--record", action="store_true", help="write the judgements to results/")
+    command = add("reconstruct", _reconstruct, "Reconstruct one recording.", "data/F.h5 --model runs/R/last.pt", False)
+    command.add_argument("file", type=Path, help="a SNIRF file (.snirf), or a dataset file with its surfaces")
+    command.add_argument("--model", type=Path, nargs="+", required=True, help="checkpoints; of several seeds: with an sd")
+    command.add_argument("--phantom", type=int, default=0, help="of a dataset file; 0 by default")
+    command.add_argument("--every", action="store_true", help="use all pairs, not as many as in training")
+    command.add_argument("--grid", type=int, help="refuse a network that answers on another grid")
+    for name, text in (
+        ("wavelength", "nm"), ("frequency", "modulation, Hz"), ("radius", "of the tissue, mm; fitted by default"),
+        ("saturation", "amplitude above which a pair is left out"),
+    ):  # fmt: skip
+        command.add_argument(f"--{name}", type=float, help=f"of a SNIRF file: {text}")
+    command.add_argument("--unit", help="of a SNIRF file's positions, in place of what it says: mm, cm or m")
+    command.add_argument("--out", type=Path, help="name of what is written, without suffix; beside the file by default")
     command = add("workbook", _workbook, "Run all notebooks and write the HTML book.", "--profile smoke -p seeds 2")
     command.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                          help="a notebook's parameter, as papermill takes it")  # fmt: skip
@@ -179,6 +192,32 @@ def _judge(arguments: argparse.Namespace) -> None:
         print(f"taken over from the record: {0 if earlier is None else len(earlier.runs)}")
         judged_records.save(found, folder)
         print(f"recorded in {folder}")
+
+
+def _reconstruct(arguments: argparse.Namespace) -> None:
+    from . import reconstruct
+    from .plots.reconstruction import planes
+
+    source = arguments.file
+    config, models = reconstruct.networks(arguments.model)
+    if arguments.grid not in (None, config.data.grid):
+        raise ConfigError(f"--grid {arguments.grid}: the network answers on {config.data.grid}^3")
+    only = ("wavelength", "frequency", "radius", "saturation", "unit")
+    given = {name: value for name in only if (value := getattr(arguments, name)) is not None}
+    if source.suffix == ".snirf":
+        units = {"units": {"length": given.pop("unit")}} if "unit" in given else {}
+        recording = reconstruct.from_snirf(source, config, arguments.every, **given, **units)
+    elif given:
+        raise ConfigError(f"--{next(iter(given))}: accepted with a SNIRF file (.snirf)")
+    else:
+        recording = reconstruct.from_dataset(source, arguments.phantom, config, arguments.every)
+    found = reconstruct.reconstruct(recording, config, models)
+    stem = arguments.out or source.with_name(f"{source.stem}.reconstructed")
+    written = reconstruct.save(found, recording, source, stem)
+    picture = Path(f"{stem}.png")
+    planes(found.mean, found.sd).savefig(picture)
+    print(reconstruct.summary(found, recording, source))
+    print(f"written: {', '.join(map(str, (*written, picture)))}")
 
 
 def _workbook(arguments: argparse.Namespace) -> None:

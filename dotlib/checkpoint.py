@@ -36,9 +36,13 @@ def write(path: Path, payload: bytes, durable: bool = True) -> None:
         part.unlink(missing_ok=True)  # half of it, on a full disk
 
 
-def save(path: Path, state: Mapping[str, Any], config: str) -> None:
-    """Save tensors, numbers, strings, lists and dicts under a configuration's digest, with a digest of the file."""
-    torch.save({"schema": SCHEMA, "config": config, "state": dict(state)}, buffer := io.BytesIO())
+def save(path: Path, state: Mapping[str, Any], config: str, about: str = "") -> None:
+    """Save tensors, numbers, strings, lists and dicts under a configuration's digest, with a digest of the file.
+
+    `about`: the configuration itself, as JSON, for those who have the file alone.
+    """
+    record = {"schema": SCHEMA, "config": config, "about": about, "state": dict(state)}
+    torch.save(record, buffer := io.BytesIO())
     content = buffer.getvalue()
     write(path, content + hashlib.sha256(content).hexdigest().encode())
 
@@ -49,6 +53,24 @@ def load(path: Path, config: str, device="cpu") -> dict[str, Any]:
     Raises CheckpointError for a file that is damaged, holds anything but plain data (it is refused, not executed), or
     belongs to another schema or configuration.
     """
+    record = _record(path, device)
+    if record["config"] != config:
+        raise CheckpointError(f"{path}: belongs to configuration {record['config']}, not to {config}")
+    return record["state"]
+
+
+def alone(path: Path, device="cpu") -> tuple[str, dict[str, Any]]:
+    """The configuration, as JSON, and the saved state, of a file whose configuration nobody knows.
+
+    Raises what `load` does, and CheckpointError for a file of earlier code, which does not hold it.
+    """
+    record = _record(path, device)
+    if not record.get("about"):
+        raise CheckpointError(f"{path}: holds no configuration, being of earlier code; one trained anew is accepted")
+    return record["about"], record["state"]
+
+
+def _record(path: Path, device) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
@@ -66,6 +88,4 @@ def load(path: Path, config: str, device="cpu") -> dict[str, Any]:
         raise CheckpointError(f"{path}: no checkpoint of dotlib; remove it to start anew")
     if record["schema"] != SCHEMA:
         raise CheckpointError(f"{path}: schema {record['schema']}, accepted: {SCHEMA}; remove it to start anew")
-    if record["config"] != config:
-        raise CheckpointError(f"{path}: belongs to configuration {record['config']}, not to {config}")
-    return record["state"]
+    return record

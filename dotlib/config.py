@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from .config_parts import Attention as Attention
-from .config_parts import Augmentation, ConfigError, Data, Frozen, Loss, Model, Positive, Seed
+from .config_parts import Augmentation, ConfigError, Data, Frozen, Lift, Loss, Model, Positive, Seed
 from .config_parts import FamilyName as FamilyName
 from .config_parts import Features as Features
 from .config_parts import Links as Links
@@ -85,7 +85,7 @@ ONECYCLE = Optim(name="adamw", lr=3e-3, betas=(0.9, 0.95), weight_decay=1e-4, sc
 class Config(Frozen):
     """Everything that a run's numbers depend on; `test`: phantoms whose test part judges it, by default its own."""
 
-    task: Literal["autoencode"] = "autoencode"
+    task: Literal["autoencode", "reconstruct"] = "autoencode"
     data: Data
     model: Model
     loss: Loss = Loss()
@@ -94,10 +94,12 @@ class Config(Frozen):
     optim: Optim
     training: Training
     seed: Seed = 0
+    lift: Lift | None = None
 
     @model_validator(mode="after")
     def _trainable(self) -> Config:
         share, t = train_share(self.data), self.training
+        self._require_task()
         if self.model.links and self.model.links.side == "across" and self.task == "autoencode":
             raise ValueError(
                 "model.links.side = 'across' under task 'autoencode': links across the bottleneck would let the truth "
@@ -114,6 +116,28 @@ class Config(Frozen):
         if t.ema and self.optim.name == "schedule-free":
             raise ValueError("training.ema with schedule-free, which averages weights itself: one of both is accepted")
         return self
+
+    def _require_task(self) -> None:
+        """Raise ValueError where the task and what it needs do not fit."""
+        if self.task == "autoencode":
+            if self.lift or self.model.name == "unet":
+                what = "lift" if self.lift else "model.name = 'unet'"
+                raise ValueError(f"{what} under task 'autoencode', which reads no light; accepted with 'reconstruct'")
+            if self.augment and self.augment.symmetry:
+                raise ValueError("augment.symmetry under task 'autoencode': rotation and elastic are accepted there")
+            return
+        if self.lift is None or self.data.measurements is None:
+            missing = "lift" if self.lift is None else "data.measurements"
+            raise ValueError(f"{missing} is missing: task 'reconstruct' needs data.measurements and lift")
+        if self.model.name not in ("unet", "stage1"):
+            raise ValueError(f"model.name {self.model.name!r} under task 'reconstruct': 'unet' or 'stage1' is accepted")
+        if a := self.augment:
+            wrong = {"rotation": a.rotation, "elastic": a.elastic, "noise": a.noise}
+            if named := [f"{name} = {value:g}" for name, value in wrong.items() if value]:
+                raise ValueError(
+                    f"augment.{named[0]} under task 'reconstruct': readings are not those of the changed medium; "
+                    "'symmetry' moves medium and optodes together, and lift.draws are fresh noise and pairs"
+                )
 
     def digest(self) -> str:
         return hashlib.sha256(self.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:12]

@@ -10,6 +10,9 @@ FamilyName = Literal[
     "default", "small", "small-5mm", "none", "superficial", "deep", "single", "many", "low-contrast", "high-contrast",
     "mua-only", "musp-only", "out-of-range", "superellipsoid",
 ]  # fmt: skip
+PatternName = Literal[
+    "random", "snr", "circular", "linear", "clustered", "adaptive", "clinical", "stratified",
+]  # fmt: skip
 Positive = Annotated[int, Field(strict=True, gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -82,6 +85,23 @@ class Data(Frozen):
         return (self.measurements and self.measurements.grid) or max(self.grid, 32)
 
 
+class Lift(Frozen):
+    """What a network reconstructs from: `count` pairs of a phantom's readings, lifted to volumes of 16^3.
+
+    Draw 0 takes the readings as recorded and judges; training phantoms have `draws` of them, each with pairs and noise
+    of its own. `kind` "none" leaves the readings out but for the fitted mua0 and musp0: a control.
+    """
+
+    kind: Literal["linear", "gauss-newton", "closed-form", "back-projection", "none"] = "linear"
+    steps: Literal[1, 2] = 1  # of gauss-newton
+    pattern: PatternName = "random"
+    count: Positive = 256
+    draws: Positive = 4
+    gain: Literal["global", "optode", "known"] = "global"  # what is unknown of amplitude and phase
+    noise: Noise | None = None  # of the draws after the first; None: that of the measurements
+    seed: Seed = 0
+
+
 Stages = Annotated[tuple[Positive, ...], Field(min_length=1)]
 
 
@@ -101,9 +121,9 @@ class Links(Frozen):
 
 
 class Model(Frozen):
-    """A Stage-1 autoencoder: volume -> `code` numbers -> volume; what an arm may add to it is off by default."""
+    """A network: volume -> `code` numbers -> volume, or lift -> volume; what an arm may add to it is off by default."""
 
-    name: Literal["legacy", "stage1", "hybrid", "vit"]
+    name: Literal["legacy", "stage1", "hybrid", "vit", "unet"]
     width: int = Field(ge=2)  # channels of the first stage; 16 is the full network of about 7 M parameters
     code: int = Field(256, gt=0)
     depth: Literal[1, 2, 3] = 1  # 2 and 3 add one and two residual blocks to a stage
@@ -158,9 +178,10 @@ class Loss(Frozen):
 
 
 class Augmentation(Frozen):
-    """Random deformations and noise of training volumes; each may be 0."""
+    """Random deformations and noise of training samples; each may be 0, and `symmetry` off."""
 
     rotation: float = Field(5.0, ge=0, le=45)  # degrees either way about each axis, uniform
     elastic: float = Field(1.0, ge=0, le=4)  # mm, sd of the coefficients of a cubic B-spline
     spacing: float = Field(16.0, ge=4)  # mm between its control points
     noise: float = Field(0.01, ge=0)  # sd of what the network sees, over each channel's range
+    symmetry: bool = False  # one of the eight motions of the grid that keep the probe's axis z

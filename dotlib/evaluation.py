@@ -9,27 +9,38 @@ from torch import Tensor, nn
 
 from . import checkpoint, metrics
 from .config import Config
-from .data import phantoms
+from .data import phantoms, samples
 from .data.dataset import Dataset
-from .models import autoencoder
+from .models import autoencoder, reconstructor
 from .models.blocks import Block
+from .physics import lift
 
 BATCH = 32
 CHANNELS = ("mua", "musp")
 
 
-def network(config: Config, mean: Tensor | None = None, sd: Tensor | None = None) -> autoencoder.Autoencoder:
-    """The run's network, initialised from its seed; without `mean` and `sd` they come with loaded weights."""
-    ones = torch.ones(2)
+def network(
+    config: Config, mean: Tensor | None = None, sd: Tensor | None = None, seen: tuple[Tensor, Tensor] | None = None
+) -> autoencoder.Autoencoder | reconstructor.Reconstructor:
+    """The run's network, initialised from its seed; without `mean` and `sd` they come with loaded weights.
+
+    `seen`: mean and sd of the input's channels, for a network that sees lifts.
+    """
+    ones, grid = torch.ones(2), config.data.grid
     standard = (ones if mean is None else mean, ones if sd is None else sd)
-    model = autoencoder.build(config.model, config.data.grid, config.seed, *standard)
+    if config.task == "reconstruct":
+        lifted = len(lift.CHANNELS)
+        plain = torch.ones(lifted + (grid // reconstructor.LIFTED) ** 3)
+        model = reconstructor.build(config.model, grid, lifted, config.seed, standard, seen or (plain, plain))
+    else:
+        model = autoencoder.build(config.model, grid, config.seed, *standard)
     for block in model.modules():
         if isinstance(block, Block):
             block.recompute = config.training.checkpointing
     return model
 
 
-def trained(config: Config, folder: Path, name: str = "last", on: str = "cpu") -> autoencoder.Autoencoder:
+def trained(config: Config, folder: Path, name: str = "last", on: str = "cpu") -> nn.Module:
     """The network with the weights that the checkpoint `last`, `best` or a milestone is judged by, ready to predict."""
     model = network(config)
     model.load_state_dict(checkpoint.load(folder / f"{name}.pt", config.digest())["judged"])
@@ -38,7 +49,7 @@ def trained(config: Config, folder: Path, name: str = "last", on: str = "cpu") -
 
 @torch.no_grad()
 def predict(model: nn.Module, volumes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Reconstructed volumes in fp32, mm^-1, of (P, 2, D, H, W) volumes on the model's device."""
+    """Predicted volumes in fp32, mm^-1, of what the network sees, (P, C, D, H, W), on its device."""
     model.eval()
     out = []
     for x in volumes.split(BATCH):
@@ -57,12 +68,31 @@ def mixed(on: str, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(on, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def judge(model: nn.Module, data: Dataset, dtype: torch.dtype = torch.float32) -> pd.DataFrame:
-    """Every volume metric on the test set, one row per (metric, phantom, channel[, inclusion])."""
+def judge(
+    model: nn.Module, data: Dataset, dtype: torch.dtype = torch.float32, config: Config | None = None
+) -> pd.DataFrame:
+    """Every volume metric on the test set, one row per (metric, phantom, channel[, inclusion]).
+
+    `config`, of a network that sees lifts: its phantoms' draw 0 and what their probes cover; `skill` then is against
+    the best homogeneous volume ("homogeneous") and the one that was fitted to the readings ("fitted").
+    """
     on = next(model.parameters()).device
-    truth = data.volumes("test", on)
     labels = phantoms.labels(data.part("test"), data.grid)
-    return table(metrics.evaluate(predict(model, truth, dtype).cpu(), truth.cpu(), labels, data.voxel))
+    if config is None or config.task == "autoencode":
+        truth = data.volumes("test", on)
+        return table(metrics.evaluate(predict(model, truth, dtype).cpu(), truth.cpu(), labels, data.voxel))
+    seen = samples.of(config, data, "test", on)
+    truth, fraction = data.volumes("test"), seen.fraction.float().cpu()
+    fitted = seen.lifts[:, 0, -2:].float().amax((2, 3, 4), keepdim=True).cpu() * fraction
+    found = predict(model, seen.frozen(), dtype).cpu()
+    references = {"homogeneous": homogeneous(truth, fraction), "fitted": fitted}
+    return table(metrics.evaluate(found, truth, labels, data.voxel, references, samples.covered(config, data)))
+
+
+def homogeneous(truth: Tensor, fraction: Tensor) -> Tensor:
+    """The homogeneous medium of the least squared error, as volumes (P, 2, D, H, W): no fit to readings can be better."""
+    share = (truth * fraction).sum((2, 3, 4), keepdim=True) / fraction.square().sum((2, 3, 4), keepdim=True)
+    return share * fraction
 
 
 def table(values: dict[str, Tensor]) -> pd.DataFrame:

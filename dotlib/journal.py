@@ -67,17 +67,17 @@ class Journal:
         holds too, lest they be of epochs that a kill in between has undone; and milestones.
         """
         self.epochs.append(row)
-        digest, done = self.config.digest(), len(self.epochs)
+        done = len(self.epochs)
         if self.best_epoch() == done - 1:
             self.best = weights(judged)
         if done in self.config.training.milestones:
-            checkpoint.save(self.folder / f"epoch-{done}.pt", {"judged": weights(judged)}, digest)
+            self._save(f"epoch-{done}.pt", {"judged": weights(judged)})
         start = time.perf_counter()
         if start - self.saved >= self.wait or self.ended():
             state = {name: part.state_dict() for name, part in self.parts.items()} | {"judged": judged.state_dict()}
             state |= {"epochs": self.epochs, "steps": self.steps, "micro": self.micro, "best": self.best}
             state |= {"makers": [*self.earlier, self.maker]}
-            checkpoint.save(self.folder / "last.pt", state, digest)
+            self._save("last.pt", state)
             self._save_best()
             self.saved = time.perf_counter()
             slow = min(SHARE * (self.saved - start), LONGEST)
@@ -98,8 +98,11 @@ class Journal:
 
     def _save_best(self) -> None:
         if self.best and self.written != self.best_epoch():
-            checkpoint.save(self.folder / "best.pt", {"judged": self.best}, self.config.digest())
+            self._save("best.pt", {"judged": self.best})
             self.written = self.best_epoch()
+
+    def _save(self, name: str, state: dict) -> None:
+        checkpoint.save(self.folder / name, state, self.config.digest(), self.config.model_dump_json())
 
     def _progress(self, row: dict) -> None:
         epochs = self.config.training.epochs

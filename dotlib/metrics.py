@@ -216,6 +216,7 @@ def _fidelity(raw: Tensor, truth: Tensor, masks: Regions, covered: Tensor | None
     parts = {"": masks.background, "_shell": masks.shell & ~masks.rim & ~masks.inclusions.any(1)}
     if covered is not None:
         columns["nrmse_covered"] = nrmse(pred, truth, covered & tissue)
+        columns["nrmse_uncovered"] = nrmse(pred, truth, ~covered & tissue)
         parts["_covered"] = covered & masks.background
     for part, mask in parts.items():
         columns["background_noise" + part] = background_noise(pred, truth, mask)
@@ -261,6 +262,8 @@ def evaluate(
         for name, reference in references.items():
             near = reference.expand_as(truth)[part].to(pred.device)
             row["skill_" + name] = skill(clamp(p), t, near, masks.tissue)
+            if covered is not None:
+                row[f"skill_{name}_covered"] = skill(clamp(p), t, near, masks.tissue & covered[part].to(pred.device))
         row |= _recovery(clamp(p), t, masks)
         if generator is not None:
             row["localisation_chance"] = localisation_chance(t, masks, generator)

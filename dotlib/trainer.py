@@ -19,9 +19,9 @@ from torch.optim.swa_utils import update_bn
 
 from . import losses, machine, memory, metrics, optim, perceptual, provenance
 from .config import Config, ConfigError
-from .data import augment, dataset
-from .data.bodies import Bodies
+from .data import dataset, samples
 from .data.dataset import Dataset
+from .data.samples import Samples
 from .evaluation import CHANNELS, judge, mixed, network, predict, prepared, trained
 from .journal import Journal
 from .monitor import Monitor
@@ -96,10 +96,10 @@ def fit(
     data, dtype = dataset.load(config.data), machine.precision(config.training.precision, on)
     test = dataset.judging(config, data)
     machine.prepare(on, dtype)
-    train = data.volumes("train", on, torch.float16)
-    validation, tissue = data.volumes("validation", on, torch.float16), data.tissue("validation", on)
-    bodies = data.bodies("train", on) if config.augment else None
-    model = network(config, *dataset.standard(train)).to(on, memory_format=torch.channels_last_3d)
+    train, validation = (samples.of(config, data, part, on) for part in ("train", "validation"))
+    tissue = data.tissue("validation", on)
+    model = network(config, *dataset.standard(train.truth), samples.standard(train))
+    model = model.to(on, memory_format=torch.channels_last_3d)
     batch = config.training.batch
     seen_through = perceptual.features(config, model.standard, teacher, on, dtype)
     criterion = losses.Criterion(config.loss, model.standard, seen_through)
@@ -121,8 +121,7 @@ def fit(
         return criterion(y, truth)
 
     def trial(forward: Callable, few: Tensor) -> Tensor:
-        x = prepared(train[few])
-        return criterion.total(terms_of(forward, x, x))
+        return criterion.total(terms_of(forward, prepared(train.frozen(few)), prepared(train.truth[few])))
 
     forward, how, micro = memory.plan(model, config.training, on, trial, journal.micro)
     journal.micro = micro
@@ -139,7 +138,7 @@ def fit(
                 now = optim.settings(config.optim, count, total, journal.losses)
                 optim.apply(opt, now)
                 opt.zero_grad()
-                seen, truth = _augmented(config, prepared(train[chosen]), bodies and bodies[chosen], count)
+                seen, truth = _drawn(config, train, chosen, count)
                 for few, true in zip(seen.split(micro), truth.split(micro), strict=True):
                     terms, share = terms_of(forward, few, true), len(few) / batch
                     loss = criterion.total(terms) * share
@@ -167,7 +166,7 @@ def fit(
                 raise _diverged(journal, columns, epoch, what, info)
             optim.evaluate(opt, model)
             if config.optim.name == "schedule-free":
-                _recalibrate(model, prepared(train[: CALIBRATION * batch]).split(batch), mixed(on, dtype))
+                _recalibrate(model, prepared(train.frozen(slice(CALIBRATION * batch))).split(batch), mixed(on, dtype))
             row = {"epoch": epoch, "train_loss": loss.mean().item()} | used[-1]._asdict()
             row |= {"skipped": int((~norm.isfinite()).sum()), "update_ratio": float(moved)}
             row |= {"second_moment": float(optim.second_moment(opt))}
@@ -182,42 +181,41 @@ def fit(
             row |= monitor.row() | {"samples": per_epoch * batch, "seconds": time.perf_counter() - start}
             if tracker:  # before the checkpoint: what a kill in between repeats, the tracker knows already
                 first = epoch * per_epoch
-                slices = _slices(judged, validation[:1], dtype) if tracker.wants_slices(epoch) else {}
+                slices = _slices(judged, validation, dtype) if tracker.wants_slices(epoch) else {}
                 tracker.epoch(row, _steps(journal.steps[first:], columns, first), slices)
             journal.keep(row, judged)
             if report:
                 report(row)
 
-    tables = {"last": judge(trained(config, folder, "last", on), test, dtype)}
+    tables = {"last": judge(trained(config, folder, "last", on), test, dtype, config)}
     same = journal.best_epoch() == len(journal.epochs) - 1
-    tables["best"] = tables["last"] if same else judge(trained(config, folder, "best", on), test, dtype)
+    tables["best"] = tables["last"] if same else judge(trained(config, folder, "best", on), test, dtype, config)
     table = pd.concat([frame.assign(checkpoint=name) for name, frame in tables.items()], ignore_index=True)
     return _history(journal, columns, table, info)
 
 
 def validate(
-    model, volumes: Tensor, tissue: Tensor, criterion: losses.Criterion, dtype: torch.dtype
+    model, validation: Samples, tissue: Tensor, criterion: losses.Criterion, dtype: torch.dtype
 ) -> dict[str, float]:
     """Loss, its terms where it has several, and mean tissue nrmse of each channel, AT_ONCE phantoms at a time."""
     names = [f"validation_{name}" for name in criterion.names] if len(criterion.names) > 1 else []
     row = dict.fromkeys(("validation_loss", "nrmse_mua", "nrmse_musp", *names), 0.0)
-    for few, inside in zip(volumes.split(AT_ONCE), tissue.split(AT_ONCE), strict=True):
-        predicted, truth = predict(model, few, dtype), few.float()
+    for start in range(0, len(validation), AT_ONCE):
+        few = slice(start, start + AT_ONCE)
+        truth, inside = validation.truth[few].float(), tissue[few]
+        predicted = predict(model, validation.frozen(few), dtype)
         nrmse = metrics.nrmse(metrics.clamp(predicted), truth, inside).mean(0)
         terms = criterion(predicted, truth)
         for name, value in zip(row, (criterion.total(terms), *nrmse, *terms[: len(names)]), strict=True):
-            row[name] += value.item() * (len(few) / len(volumes))
+            row[name] += value.item() * (len(truth) / len(validation))
     return row
 
 
-def _augmented(config: Config, volumes: Tensor, bodies: Bodies | None, step: int) -> tuple[Tensor, Tensor]:
+def _drawn(config: Config, train: Samples, chosen: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """What the network sees of a batch and what it should make of it; random numbers are those of (seed, step)."""
     if config.model.dropout:  # whose layers draw from torch's own generator
         torch.manual_seed(int(np.random.default_rng([DROPOUT, config.seed, step]).integers(2**63)))
-    if config.augment is None:
-        return volumes, volumes
-    deformation = augment.sample(config.augment, len(volumes), (config.seed, step))
-    seen, truth = augment.apply(deformation, volumes, bodies)
+    seen, truth = train.drawn(chosen, step)
     return prepared(seen), prepared(truth)
 
 
@@ -236,9 +234,10 @@ def _recalibrate(model: nn.Module, volumes: Sequence[Tensor], arithmetic: torch.
     model.eval()
 
 
-def _slices(model: nn.Module, volume: Tensor, dtype: torch.dtype) -> dict[str, np.ndarray]:
+def _slices(model: nn.Module, validation: Samples, dtype: torch.dtype) -> dict[str, np.ndarray]:
     """The middle plane of one phantom, each channel: truth and prediction, over the truth's largest value."""
-    both = {"truth": volume.float(), "prediction": predict(model, volume, dtype)}
+    volume, seen = validation.truth[:1], validation.frozen(slice(1))
+    both = {"truth": volume.float(), "prediction": predict(model, seen, dtype)}
     largest, middle = both["truth"].amax((0, 2, 3, 4)), volume.shape[-1] // 2
     return {
         f"{name} {channel}": (values[0, c, :, :, middle] / largest[c]).cpu().numpy()

@@ -262,12 +262,6 @@ def test_what_does_not_move_passes_bit_for_bit():
     assert torch.equal(seen, truth)
 
 
-def test_augmentation_without_elastic_is_rigid():
-    augment.require_rigid(Augmentation(elastic=0))
-    with pytest.raises(ConfigError, match=r"^augment.elastic 1: .* simulate it anew, or elastic = 0$"):
-        augment.require_rigid(DEFAULT)
-
-
 @pytest.mark.parametrize(
     ("call", "words"),
     [

@@ -2,7 +2,7 @@
 
 `sample` draws a `Deformation`, which can be logged, replayed and split into parts; `apply` is a function of it. Volumes
 go in and volumes come out. Measurements belong to the undeformed medium: they stay true only of a rigid motion of the
-medium and its optodes together; those of an elastically deformed one have to be simulated anew (`require_rigid`).
+medium and its optodes together (`samples`); those of an elastically deformed one have to be simulated anew.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from ..config import Augmentation, ConfigError
+from ..config import Augmentation
 from ..metrics import RANGES
 from .bodies import Bodies
 from .phantoms import CUBE
@@ -148,10 +148,3 @@ def _placed(values: np.ndarray, device: torch.device | str) -> Tensor:
     """On the device; from pinned memory, so that the host does not wait for a GPU."""
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     return tensor if torch.device(device).type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
-
-
-def require_rigid(config: Augmentation) -> None:
-    """Raise ConfigError where an augmentation would leave its measurements behind."""
-    if config.elastic:
-        wrong = "measurements are not those of the deformed medium: simulate it anew, or elastic = 0"
-        raise ConfigError(f"augment.elastic {config.elastic:g}: {wrong}")

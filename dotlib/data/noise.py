@@ -25,7 +25,7 @@ def measure(
     # each option has its own draws, made whether or not it is on, so that none shifts another's
     shot, jitter, lottery = rng.standard_normal((2, count)), rng.standard_normal(count), rng.random(count)
     reference = np.quantile(amplitude, QUANTILE)
-    sigma = _sigma(amplitude, reference, noise)
+    sigma = sd(amplitude, noise)
     # |1 + e| and its angle: nothing is added, bit for bit, where there is no noise
     error = sigma[:, 0] * (shot[0] + 1j * shot[1])
     gain, offset = _coupling(np.asarray(pairs), noise, rng)
@@ -51,9 +51,9 @@ def _checked(phi: np.ndarray, phase: np.ndarray, pairs: np.ndarray) -> np.ndarra
     return phi
 
 
-def _sigma(amplitude: np.ndarray, reference: float, noise: Noise) -> np.ndarray:
+def sd(amplitude: np.ndarray, noise: Noise) -> np.ndarray:
     """Standard deviations of ln A and of the phase (rad), `(M, 2)`, to first order in the noise."""
-    brightness = amplitude / reference
+    brightness = amplitude / np.quantile(amplitude, QUANTILE)
     relative = noise.relative * np.sqrt(brightness + noise.floor) / brightness
     return np.stack([relative, np.hypot(relative, np.deg2rad(noise.jitter))], -1)
 

@@ -13,8 +13,10 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from typing import Protocol
 
 import filelock
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -25,22 +27,51 @@ from . import checks, recording, store
 from .recording import SimulationError
 
 
+class Work(Protocol):
+    """What fills a file of the schema, phantom by phantom, the same in any block."""
+
+    verb: str  # of the progress line
+
+    def __len__(self) -> int: ...
+
+    def identity(self, every: bool = False) -> str: ...
+
+    def make(self, first: int, count: int, device: str) -> dict[str, np.ndarray]: ...
+
+
 @dataclass(frozen=True)
-class Shard:
-    """Phantoms `first` ... `first + count - 1` of a configuration, and their file."""
+class Recordings:
+    """Phantoms, probes and readings of a configuration."""
 
     config: Data
+    verb: str = "simulate"
+
+    def __len__(self) -> int:
+        return self.config.phantoms
+
+    def identity(self, every: bool = False) -> str:
+        return store.identity(self.config, every)
+
+    def make(self, first: int, count: int, device: str) -> dict[str, np.ndarray]:
+        return recording.simulate(self.config, first, count, device)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Phantoms `first` ... `first + count - 1` of some work, and their file."""
+
+    work: Work
     path: Path
     first: int
     count: int
     device: str
 
     def make(self) -> None:
-        store.write(self.path, recording.simulate(self.config, self.first, self.count, self.device), self.attributes)
+        store.write(self.path, self.work.make(self.first, self.count, self.device), self.attributes)
 
     @property
     def attributes(self) -> dict[str, str | int]:
-        return _origin(self.config, self.device) | {"first": self.first}
+        return _origin(self.work, self.device) | {"first": self.first}
 
     def finished(self) -> bool:
         """Whether the file is there, whole and undamaged; SimulationError if it is another simulation's."""
@@ -58,27 +89,32 @@ class Shard:
         )
 
 
-def _origin(config: Data, device: str) -> dict[str, str | int]:
-    return {"configuration": store.identity(config), "device": device, "legend": checks.LEGEND}
+def _origin(work: Work, device: str) -> dict[str, str | int]:
+    return {"configuration": work.identity(), "device": device, "legend": checks.LEGEND}
 
 
 def simulate(config: Data, path: Path, workers: int | None = None) -> None:
-    """Write the dataset file of a configuration with measurements, or continue it; nothing is done where the file is.
+    """Write the dataset file of a configuration with measurements, or continue it: `fill`."""
+    fill(Recordings(config), path, workers)
 
-    Fixed blocks of 16 phantoms are simulated by `workers` processes of one thread each (one for each core by default;
+
+def fill(work: Work, path: Path, workers: int | None = None) -> None:
+    """Write the file of some work, or continue it; nothing is done where the file is.
+
+    Fixed blocks of 16 phantoms are made by `workers` processes of one thread each (one for each core by default;
     where there is a GPU, by this process on it), so the bytes do not depend on their number. Finished blocks lie in
     `<path>.parts` until all are merged. A second process that asks for the file waits. Raises SimulationError, naming
     the phantom where there is one, and StoreError for a file of another configuration or a place that is none.
     """
-    if _there(config, path):
+    if _there(work, path):
         return
     parts = path.with_name(path.name + ".parts")
     try:
         parts.mkdir(parents=True, exist_ok=True)
         with _alone(path):
-            if not _there(config, path):
+            if not _there(work, path):
                 parts.mkdir(exist_ok=True)  # whoever had the lock has removed it
-                _merge(config, _finished(_shards(config, parts), workers or cpu_cores(), path), path)
+                _merge(work, _finished(_shards(work, parts), workers or cpu_cores(), path), path)
             with contextlib.suppress(OSError):  # what is not ours stays in it
                 parts.rmdir()
     except OSError as error:
@@ -89,19 +125,19 @@ def simulate(config: Data, path: Path, workers: int | None = None) -> None:
         raise SimulationError(f"{path}: {reason}{kept}") from None
 
 
-def _there(config: Data, path: Path) -> bool:
+def _there(work: Work, path: Path) -> bool:
     """Whether the file is; StoreError if it is another configuration's, or none."""
     if not os.path.lexists(path):
         return False
     with store.File(path) as file:
-        file.require(store.identity(config))
+        file.require(work.identity())
     return True
 
 
-def _shards(config: Data, parts: Path) -> list[Shard]:
-    on, total = "cuda" if torch.cuda.is_available() else "cpu", config.phantoms
+def _shards(work: Work, parts: Path) -> list[Shard]:
+    on, total = "cuda" if torch.cuda.is_available() else "cpu", len(work)
     return [
-        Shard(config, parts / f"{first:07d}.h5", first, min(store.BLOCK, total - first), on)
+        Shard(work, parts / f"{first:07d}.h5", first, min(store.BLOCK, total - first), on)
         for first in range(0, total, store.BLOCK)
     ]
 
@@ -129,7 +165,7 @@ def _finished(shards: list[Shard], workers: int, path: Path) -> list[Shard]:
     workers = 1 if missing[0].device == "cuda" else min(workers, len(missing))
     seconds = _pace(missing[0]) * left / workers
     print(
-        f"{path}: {left} of {total} phantoms to simulate, about {tqdm.format_interval(seconds)} on {workers} "
+        f"{path}: {left} of {total} phantoms to {missing[0].work.verb}, about {tqdm.format_interval(seconds)} on {workers} "
         f"{'GPU' if missing[0].device == 'cuda' else 'core(s)'}",
         file=sys.stderr,
     )
@@ -150,7 +186,7 @@ def _pace(shard: Shard) -> float:
     try:
         for count in (1, shard.count if shard.device == "cuda" else 1):
             start = time.perf_counter()
-            recording.simulate(shard.config, shard.first, count, shard.device)
+            shard.work.make(shard.first, count, shard.device)
         return (time.perf_counter() - start) / count
     finally:
         torch.set_num_threads(threads)
@@ -204,17 +240,18 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
 
 
-def _merge(config: Data, shards: list[Shard], path: Path) -> None:
+def _merge(work: Work, shards: list[Shard], path: Path) -> None:
     """All shards in one file, in their place, with the check that needs all phantoms: duplicates."""
     duplicates, merged = checks.Duplicates(), shards[0].path.with_name("merged.h5")
-    attributes = _origin(config, shards[0].device) | {"fields": store.identity(config, every=True), "commit": code()}
+    attributes = _origin(work, shards[0].device) | {"fields": work.identity(every=True), "commit": code()}
     with store.writing(merged) as file:
         for i, shard in enumerate(shards):
             with store.File(shard.path) as source:
                 columns = {name: source.raw(name) for name in source.names}
             if i == 0:
-                store.create(file, columns, config.phantoms, attributes)
-            columns["checks"] |= duplicates(columns)
+                store.create(file, columns, len(work), attributes)
+            if "ellipsoids" in columns:
+                columns["checks"] |= duplicates(columns)
             for name, values in columns.items():
                 file[name][shard.first : shard.first + shard.count] = values
             file["digests"][i] = store.digest(columns)

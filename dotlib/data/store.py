@@ -1,6 +1,7 @@
 """The dataset file: one HDF5 schema, written whole or not at all, every fault of a file that is read as one line.
 
-Letters in a shape stand for sizes that the datasets of a file share: P phantoms, S sources, K detectors, M pairs.
+Letters in a shape stand for sizes that the datasets of a file share: P phantoms, S sources, K detectors, M pairs, R
+draws of readings, C channels of a lift on L^3 voxels.
 """
 
 from __future__ import annotations
@@ -49,11 +50,15 @@ COLUMNS = {
     "phase": Column(("P", "M"), "f4", "rad"),
     "sigma": Column(("P", "M", 2), "f4", "ln, rad"),
     "phi_clean": Column(("P", "M"), "c8", "mm^-2"),
+    "lift": Column(("P", "R", "C", "L", "L", "L"), "f2", ""),
+    "covered": Column(("P", "L", "L", "L"), "?", ""),
+    "estimate": Column(("P", 2, "L", "L", "L"), "f4", "mm^-1"),
     "family": Column(("P",), "S16", ""),
     "split": Column(("P",), "i1", ""),
     "checks": Column(("P",), "i4", ""),
 }
 MEASURED = ("sources", "detectors", "pairs", "log_amplitude", "phase", "sigma")
+DRAWN = ("lift", "covered", "estimate")  # what is made of a file's readings, in a file beside it
 DERIVED = ("split", "checks")  # not part of a shard's digest
 LOST = ("log_amplitude", "phase")  # NaN in both: a pair that was lost
 
@@ -254,7 +259,7 @@ class File:
 
     def _check_complete(self) -> None:
         wanted = [("volumes", "mask")] if {"volumes", "mask"} & set(self.names) else []
-        if set(MEASURED) & set(self.names) or not {"ellipsoids", "volumes", "mask"} & set(self.names):
+        if set(MEASURED) & set(self.names) or not {"ellipsoids", "volumes", "mask", *DRAWN} & set(self.names):
             wanted.append(MEASURED)
         for group in wanted:
             if missing := [name for name in group if name not in self.names]:

@@ -90,17 +90,25 @@ class Staged(nn.Module):
         `earlier`: features of the other half, for links across; `maps` is filled with what the gates multiply by.
         """
         seen: dict[str, Tensor] = {}
-        for name, (part, chosen) in self.halves[half].items():
-            for layer in list(getattr(self, part))[chosen]:
-                x = layer(x)
-            if name in self.added:
-                addition = self.added[name]
-                x = addition.before_gate(x, [{**(earlier or {}), **seen}[s] for s in self.sources.get(name, ())])
-                if maps is not None and addition.gate is not None:
-                    maps[name] = addition.gate.map(x)
-                x = addition.gated(x)
-            seen[name] = x
+        for name in self.halves[half]:
+            seen |= self.stage(half, name, x, {**(earlier or {}), **seen}, maps)
+            x = seen[name]
         return seen
+
+    def stage(
+        self, half: str, name: str, x: Tensor, earlier: Mapping[str, Tensor], maps: dict | None = None
+    ) -> dict[str, Tensor]:
+        """The features behind one stage, by its name, from what comes in and what lies behind `earlier` stages."""
+        part, chosen = self.halves[half][name]
+        for layer in list(getattr(self, part))[chosen]:
+            x = layer(x)
+        if name in self.added:
+            addition = self.added[name]
+            x = addition.before_gate(x, [earlier[s] for s in self.sources.get(name, ())])
+            if maps is not None and addition.gate is not None:
+                maps[name] = addition.gate.map(x)
+            x = addition.gated(x)
+        return {name: x}
 
     def maps(self, z: Tensor) -> dict[str, Tensor]:
         """What each gate of the encoder multiplies its voxels by, (B, 1, D, D, D), by stage; of kinds with a map."""

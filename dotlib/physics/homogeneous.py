@@ -1,0 +1,130 @@
+"""The homogeneous medium that explains a recording best, by the finite-volume model of its own surface.
+
+A half-space fitted to readings of a curved surface errs by 20 to 35 % in musp; here every step solves the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from . import diffusion, geometry, green, jacobian
+from .diffusion import System
+from .geometry import Cells, Surface
+from .jacobian import Fields
+from .rytov import Readings, rows
+
+START = (0.0068, 1.1)  # mua, musp, mm^-1
+MOST = 8  # solutions
+CLOSE = 0.1  # of ln mua, ln musp: a last step below it is taken without another solution
+LARGEST = 0.7  # a step's
+DAMPED = 2  # solutions, after which steps are halved: what tumours leave of the misfit makes whole ones swing
+BOUNDS = ((1e-4, 0.2), (0.1, 10.0))  # mm^-1, of mua and musp
+
+
+class FitError(ArithmeticError):
+    """Readings that no homogeneous medium comes near, as one line; `index` of the object in its batch."""
+
+    def __init__(self, index: int, line: str):
+        super().__init__(f"fit: object {index}: {line}")
+        self.index = index
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One object to be reconstructed: its surface, the cells that it cuts, and what was read on it."""
+
+    surface: Surface
+    cells: Cells
+    readings: Readings
+
+    @classmethod
+    def of(cls, surface: Surface, readings: Readings, grid: int, cube: float, device="cpu") -> Scene:
+        """In a cube of `cube` mm round the origin with `grid`^3 voxels."""
+        return cls(surface, geometry.cut(surface, grid, cube / grid, device), readings)
+
+    @property
+    def cube(self) -> float:
+        """Width of the whole grid, mm."""
+        return self.cells.grid * self.cells.h
+
+    def system(self, values: Tensor) -> System:
+        """The equation for mua and musp, (2,) or of each cell (2, N), mm^-1."""
+        mua, musp = values.expand(2, len(self.cells)) if values.ndim == 2 else values[:, None].expand(2, len(self.cells))
+        r = self.readings
+        modulation = 2 * math.pi * r.frequency * r.n / green.C
+        A = green.boundary_parameter(r.n).item()
+        return System(self.cells, self.surface, mua, 1 / (3 * (mua + musp)), A, modulation)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A homogeneous fit: `values` (2,) mua, musp, mm^-1, and the medium `at` (2,) beside it that was solved last.
+
+    `phi` (M,) are its readings, `slopes` (2M, 2) their derivatives by ln mua and ln musp; `misfit`: root mean square of
+    the whitened rows that the fit leaves, linearised; 1 where noise and model error are all that is left.
+    """
+
+    values: Tensor
+    at: Tensor
+    system: System
+    light: Fields
+    phi: Tensor
+    slopes: Tensor
+    misfit: float
+
+    @property
+    def step(self) -> Tensor:
+        """From the medium that was solved to the fit, in ln mua and ln musp."""
+        return (self.values / self.at).log()
+
+
+def fit(scenes: Sequence[Scene], start: Sequence[float] = START) -> list[Fit]:
+    """Fit mua and musp to each object's readings, gains left free: Gauss-Newton in their logarithms.
+
+    All objects' fields are solved together. Raises FitError where values leave what tissue can have, or do not settle;
+    and what `diffusion` raises.
+    """
+    where = [torch.tensor(start, dtype=torch.float64, device=s.cells.index.device).log() for s in scenes]
+    found: list[Fit | None] = [None] * len(scenes)
+    for count in range(MOST):
+        open_ = [i for i, one in enumerate(found) if one is None]
+        systems = [scenes[i].system(where[i].exp()) for i in open_]
+        lights = jacobian.fields_of(systems, *([getattr(scenes[i].readings, n) for i in open_] for n in ("sources", "detectors")))
+        for i, system, light in zip(open_, systems, lights, strict=True):
+            one = _step(scenes[i].readings, where[i].exp(), system, light)
+            _require_tissue(i, one.values)
+            if one.step.abs().max() <= CLOSE:
+                found[i] = one
+            where[i] = where[i] + (1.0 if count < DAMPED else 0.5) * one.step.clamp(-LARGEST, LARGEST)
+        if all(found):
+            return found
+    late = found.index(None)
+    raise FitError(late, f"mua and musp still move after {MOST} solutions; are these readings of this surface?")
+
+
+def refit(readings: Readings, near: Fit, phi: Tensor, slopes: Tensor) -> Fit:
+    """The fit to other readings of an object by the medium that was solved for `near`: to first order, no solution.
+
+    `phi` (M,) and `slopes` (2M, 2), by ln mua and ln musp, are that medium's at the pairs of these readings.
+    """
+    white, left = readings.white(slopes), readings.white(readings.difference(phi))
+    step = torch.linalg.lstsq(white, left[:, None]).solution[:, 0]
+    misfit = (left - white @ step).square().mean().sqrt().item()
+    return replace(near, values=near.at * step.clamp(-4, 4).exp(), phi=phi, slopes=slopes, misfit=misfit)
+
+
+def _step(readings: Readings, at: Tensor, system: System, light: Fields) -> Fit:
+    phi, slopes = jacobian.uniform(system, light, readings.pairs)
+    slopes = rows(slopes, phi) * at
+    return refit(readings, Fit(at, at, system, light, phi, slopes, math.nan), phi, slopes)
+
+
+def _require_tissue(index: int, values: Tensor) -> None:
+    for name, value, (low, high) in zip(("mua", "musp"), values.tolist(), BOUNDS, strict=True):
+        if not low <= value <= high:
+            raise FitError(index, f"{name} comes out as {value:.3g} mm^-1; {low:g} to {high:g} is accepted")

@@ -1,0 +1,133 @@
+"""From Rytov data to volumes in one linear step: the regularised lift that a network starts from, and Tikhonov's.
+
+Unknowns are x = (ln mua / mua0, ln musp / musp0) in the voxels of a coarse grid that hold tissue, Gaussian a priori
+with covariance C; data y = J x + noise, whitened. Solved in measurement space: x = C J^T (J C J^T + lambda)^-1 y
+(Tarantola 2005, eq. 3.37), where lambda = 1 is the posterior mean if prior and noise are what they are said to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from . import geometry, jacobian
+from .homogeneous import Fit, Scene
+from .rytov import Readings, rows
+
+CHANNELS = ("mua, lambda 1", "musp, lambda 1", "mua, lambda 16", "musp, lambda 16", "coverage", "tissue", "mua0", "musp0")
+LAMBDAS = (1.0, 16.0)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Covariance of x: Gaussian in space (`length` mm) plus a constant; sd of both channels, and their correlation."""
+
+    length: float = 5.0
+    sd: tuple[float, float] = (0.30, 0.22)
+    correlation: float = 0.8
+    constant: float = 0.3  # share of the sd that the whole tissue has in common
+
+    @property
+    def channels(self) -> Tensor:
+        """Covariance (2, 2) of the two channels in one voxel."""
+        a, b = self.sd
+        return torch.tensor([[a * a, self.correlation * a * b], [self.correlation * a * b, b * b]])
+
+    def apply(self, x: Tensor, tissue: Tensor, voxel: float) -> Tensor:
+        """C x for x (..., 2, g, g, g) on the coarse voxels in `tissue` (g, g, g), which are `voxel` mm wide."""
+        place = torch.arange(tissue.shape[-1], device=x.device) * voxel
+        kernel = torch.exp(-0.5 * ((place[:, None] - place) / self.length).square()).to(x.dtype)
+        x = x * tissue
+        smooth = kernel @ (x @ kernel)
+        smooth = (kernel @ smooth.flatten(-2)).unflatten(-1, smooth.shape[-2:])
+        smooth = smooth + self.constant**2 * x.sum((-3, -2, -1), keepdim=True)
+        return torch.einsum("cd,...dxyz->...cxyz", self.channels.to(x), smooth) * tissue
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One object's readings linearised about a medium: whitened J (2M, 2, g, g, g) by x, and what is left of the data.
+
+    `left` (2M,) whitened Rytov data; `sensitivity` (g, g, g): norm of the whitened column of ln mua, with gains known;
+    `tissue` (g, g, g) bool; `values` (2,) mua0, musp0 that x refers to; `voxel` mm.
+    """
+
+    J: Tensor
+    left: Tensor
+    sensitivity: Tensor
+    tissue: Tensor
+    values: Tensor
+    voxel: float
+
+    @cached_property
+    def flat(self) -> Tensor:
+        """J of the voxels that hold tissue, (2M, 2 V)."""
+        return self.J[:, :, self.tissue].flatten(1)
+
+
+def linearise(scene: Scene, fit: Fit, grid: int = 16, dtype: torch.dtype = torch.complex64) -> Linear:
+    """About the fit's medium, on `grid`^3 voxels; x and the data then refer to the fit's own values."""
+    readings = scene.readings
+    phi, J = jacobian.jacobian(fit.system, fit.light, readings.pairs, grid, dtype=dtype)
+    by_log = rows(J, phi) * fit.at.to(J.real.dtype).view(2, 1, 1, 1)
+    left = readings.difference(phi) - fit.slopes @ fit.step
+    return linear(readings, by_log, left, fit.values, occupied(scene.cells, grid), scene.cube / grid)
+
+
+def linear(readings: Readings, by_log: Tensor, left: Tensor, values: Tensor, tissue: Tensor, voxel: float) -> Linear:
+    """From derivatives (2M, 2, g, g, g) by x and data (2M,), neither of them whitened."""
+    weighted = readings.weight.to(by_log.dtype).view(-1, 1, 1, 1) * by_log[:, 0]
+    sensitivity = weighted.square().sum(0).sqrt()
+    return Linear(readings.white(by_log), readings.white(left).to(by_log.dtype), sensitivity, tissue, values, voxel)
+
+
+def occupied(cells, grid: int) -> Tensor:
+    """The coarse voxels (grid, grid, grid) that hold cells."""
+    return coarse(cells, grid).bincount(minlength=grid**3).view(grid, grid, grid) > 0
+
+
+def coarse(cells, grid: int) -> Tensor:
+    """The coarse voxel of each cell, (N,)."""
+    i, j, k = (geometry.steps(cells.index, cells.grid) // (cells.grid // grid)).unbind(1)
+    return (i * grid + j) * grid + k
+
+
+def solve(problem: Linear, prior: Prior, lambdas: Sequence[float] = LAMBDAS, offset: Tensor | None = None) -> Tensor:
+    """x (L, 2, g, g, g) for each regularisation. `offset`: J x of where the data were taken, for Gauss-Newton."""
+    data = problem.left if offset is None else problem.left + offset
+    spread = prior.apply(problem.J, problem.tissue, problem.voxel)[:, :, problem.tissue].flatten(1)
+    gram = (spread @ problem.flat.T).double()
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    found = []
+    for regularisation in lambdas:
+        dual = torch.cholesky_solve(data.double()[:, None], torch.linalg.cholesky(gram + regularisation * eye))
+        found.append(spread.T @ dual[:, 0].to(spread.dtype))
+    x = problem.J.new_zeros(len(found), 2, *problem.tissue.shape)
+    x[:, :, problem.tissue] = torch.stack(found).unflatten(1, (2, -1))
+    return x
+
+
+def back_projection(problem: Linear) -> Tensor:
+    """J^T y over the squared sensitivity, (2, g, g, g): what needs no solution."""
+    size = problem.J.square().sum(0)
+    return torch.einsum("m,mcxyz->cxyz", problem.left, problem.J) / (size + 1)
+
+
+def channels(problem: Linear, x: Tensor) -> Tensor:
+    """What a network takes, (8, g, g, g), as in CHANNELS: x (2, 2, g, g, g), coverage, tissue, mua0 and musp0.
+
+    Coverage is ln(1 + 10 s) of the whitened sensitivity s to ln mua.
+    """
+    tissue = problem.tissue.to(x.dtype)
+    level = problem.values.to(x.dtype).view(2, 1, 1, 1) * tissue
+    coverage = torch.log1p(10 * problem.sensitivity)
+    return torch.cat([x.flatten(0, 1), torch.stack([coverage, tissue]), level])
+
+
+def tikhonov(x: Tensor, values: Tensor) -> Tensor:
+    """mua and musp (2, g, g, g), mm^-1, of one linear step x: 1 + x, since a step overshoots inside exp."""
+    return values.to(x.dtype).view(2, 1, 1, 1) * (1 + x).clamp_min(0)
