@@ -1,7 +1,7 @@
 # The first target that needs it makes .venv. To change the Python afterwards: make clean.
 PYTHON ?= python3
 PROFILE ?= quick
-BENCHMARKS ?= phantoms training forward
+BENCHMARKS ?= phantoms training forward lift
 
 RUN := .venv/bin/python -m
 CPU := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints-cpu.txt)

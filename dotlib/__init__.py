@@ -9,7 +9,8 @@ The floors; imports point down only, and between modules of one floor only where
 3. `checkpoint`, `evaluation`, `journal`, `machine`, `memory`, `monitor`, `perceptual`, `tracking`, `trainer`: one
    run; `records`: the committed results of many.
 4. `study`, `outcomes`, `results`, `trivial`, `comparison`: many runs and what they are compared with; `judgement`,
-   `judged_*`, `localisation`: what they make of phantoms; `sections`: what one section of the thesis computes.
+   `judged_*`, `localisation`: what they make of phantoms; `reconstruct`: of a recording; `sections`: what one section
+   of the thesis computes.
 5. `plots`, `report`, `chapter`, `bench*`, `workbook`, `__main__`: what a person sees.
 """
 

@@ -68,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--record", action="store_true", help="write the judgements to results/")
     command = add("reconstruct", _reconstruct, "Reconstruct one recording.", "data/F.h5 --model runs/R/last.pt", False)
     command.add_argument("file", type=Path, help="a SNIRF file (.snirf), or a dataset file with its surfaces")
-    command.add_argument("--model", type=Path, nargs="+", required=True, help="checkpoints; of several seeds: with an sd")
+    command.add_argument(
+        "--model", type=Path, nargs="+", required=True, help="checkpoints; of several seeds: with an sd"
+    )
     command.add_argument("--phantom", type=int, default=0, help="of a dataset file; 0 by default")
     command.add_argument("--every", action="store_true", help="use all pairs, not as many as in training")
     command.add_argument("--grid", type=int, help="refuse a network that answers on another grid")
@@ -84,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
                          help="a notebook's parameter, as papermill takes it")  # fmt: skip
     command.add_argument("--notebook", type=Path, help="only this notebook")
     command = add("bench", _bench, "Time a part against a baseline of the same call.", "training --profile quick")
-    command.add_argument("part", help="phantoms, training, forward or overhead")
+    command.add_argument("part", help="phantoms, training, forward, lift or overhead")
     command.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser
 

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import config as configuration
 from . import machine, trainer
 from .bench_forward import bench_forward
+from .bench_lift import bench_lift
 from .bench_rows import rate, row
 from .config import Profile
 from .data import phantoms
@@ -141,5 +142,6 @@ PARTS = {
     "phantoms": bench_phantoms,
     "training": bench_training,
     "forward": bench_forward,
+    "lift": bench_lift,
     "overhead": bench_overhead,
 }

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from .config_parts import CHANNELS as CHANNELS
+from .config_parts import LIFTED as LIFTED
 from .config_parts import Attention as Attention
 from .config_parts import Augmentation, ConfigError, Data, Frozen, Lift, Loss, Model, Positive, Seed
 from .config_parts import FamilyName as FamilyName

@@ -13,6 +13,18 @@ FamilyName = Literal[
 PatternName = Literal[
     "random", "snr", "circular", "linear", "clustered", "adaptive", "clinical", "stratified",
 ]  # fmt: skip
+# of a lift, in order; x is ln(mua / mua0), ln(musp / musp0), regularised by lambda
+CHANNELS = (
+    "mua, lambda 1",
+    "musp, lambda 1",
+    "mua, lambda 16",
+    "musp, lambda 16",
+    "coverage",
+    "tissue",
+    "mua0",
+    "musp0",
+)
+LIFTED = 16  # voxels a side of a lift
 Positive = Annotated[int, Field(strict=True, gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 

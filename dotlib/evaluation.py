@@ -13,7 +13,6 @@ from .data import phantoms, samples
 from .data.dataset import Dataset
 from .models import autoencoder, reconstructor
 from .models.blocks import Block
-from .physics import lift
 
 BATCH = 32
 CHANNELS = ("mua", "musp")
@@ -29,9 +28,8 @@ def network(
     ones, grid = torch.ones(2), config.data.grid
     standard = (ones if mean is None else mean, ones if sd is None else sd)
     if config.task == "reconstruct":
-        lifted = len(lift.CHANNELS)
-        plain = torch.ones(lifted + (grid // reconstructor.LIFTED) ** 3)
-        model = reconstructor.build(config.model, grid, lifted, config.seed, standard, seen or (plain, plain))
+        plain = torch.ones(reconstructor.channels(grid))
+        model = reconstructor.build(config.model, grid, config.seed, standard, seen or (plain, plain))
     else:
         model = autoencoder.build(config.model, grid, config.seed, *standard)
     for block in model.modules():
@@ -90,7 +88,7 @@ def judge(
 
 
 def homogeneous(truth: Tensor, fraction: Tensor) -> Tensor:
-    """The homogeneous medium of the least squared error, as volumes (P, 2, D, H, W): no fit to readings can be better."""
+    """The homogeneous medium of least squared error, as volumes (P, 2, D, H, W): no fit to readings can be better."""
     share = (truth * fraction).sum((2, 3, 4), keepdim=True) / fraction.square().sum((2, 3, 4), keepdim=True)
     return share * fraction
 

@@ -1,4 +1,4 @@
-"""One recording into volumes: from a dataset file or a SNIRF file, through a trained network, to HDF5, NIfTI, a figure."""
+"""One recording into volumes: a dataset file or SNIRF, through trained networks, to HDF5, NIfTI and a figure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import checkpoint, evaluation
 from .config import Config, Data, Lift, Measurements, Noise, validate
-from .data import lifts, noise, phantoms, placement, sampling, samples, snirf, store
+from .data import lifts, noise, phantoms, placement, samples, sampling, snirf, store
 from .data.surface import Surface
 from .physics import homogeneous
 from .physics.rytov import Readings
@@ -144,7 +144,11 @@ def reconstruct(recording: Recording, config: Config, models: Sequence[nn.Module
         fit = homogeneous.fit([scene])[0]
     except (homogeneous.FitError, ValueError) as error:
         raise InputError(str(error).replace("object 0", "the readings")) from None
-    lifted = lifts.channels(config.lift, scene, fit) if config.lift.kind != "closed-form" else lifts.closed(surface, recording.readings)
+    lifted = (
+        lifts.channels(config.lift, scene, fit)
+        if config.lift.kind != "closed-form"
+        else lifts.closed(surface, recording.readings)
+    )
     seen = samples.joined(lifted[None], fraction(recording.tissue, grid)).float()
     found = torch.cat([evaluation.predict(model, seen) for model in models]).clamp_min(0)
     sd = found.std(0).numpy() if len(models) > 1 else None

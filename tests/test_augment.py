@@ -7,7 +7,7 @@ from scipy import ndimage, stats
 from scipy.spatial.transform import Rotation
 
 from dotlib import trainer
-from dotlib.config import Augmentation, ConfigError
+from dotlib.config import Augmentation
 from dotlib.data import augment, noise, phantoms, probe, split
 from dotlib.data.augment import Deformation
 from dotlib.data.phantoms import CUBE

@@ -9,6 +9,7 @@ import scipy.linalg
 import torch
 from ball import CENTRE, RADIUS, ROW, VALUES, changed, scene, voxels
 
+from dotlib.config import CHANNELS
 from dotlib.data.phantoms import CUBE
 from dotlib.data.surface import Surface
 from dotlib.physics import homogeneous, jacobian, lift
@@ -253,7 +254,7 @@ def test_coverage_is_of_the_probe_not_of_the_data(problem):
 def test_channels_are_in_the_order_of_their_names(problem):
     _, fit, linear = problem
     x = lift.solve(linear, PRIOR)
-    found = dict(zip(lift.CHANNELS, lift.channels(linear, x), strict=True))
+    found = dict(zip(CHANNELS, lift.channels(linear, x), strict=True))
     ones = linear.tissue.float()
     for row, regularisation in enumerate((1.0, 16.0)):
         [alone] = lift.solve(linear, PRIOR, (regularisation,))

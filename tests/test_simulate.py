@@ -194,7 +194,9 @@ def kept(path):
     return shards
 
 
-@pytest.mark.parametrize("other", [{"work": simulate.Recordings(RECORDED.model_copy(update={"seed": 4}))}, {"device": "cuda"}])
+@pytest.mark.parametrize(
+    "other", [{"work": simulate.Recordings(RECORDED.model_copy(update={"seed": 4}))}, {"device": "cuda"}]
+)
 def test_shard_of_another_configuration_or_device_is_refused(stored, tmp_path, other):
     first = simulate._shards(simulate.Recordings(RECORDED), tmp_path)[0]
     first.make()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import Data, Lift
+from ..config import LIFTED, Data, Lift
 from ..physics import gauss_newton, homogeneous, lift
 from . import dataset, lifts, simulate, store
 from .split import NAMES
@@ -43,7 +43,9 @@ class Classical:
         return len(self.labels)
 
     def identity(self, every: bool = False) -> str:
-        draws = lifts.Lifts(self.data, self.lift.model_copy(update={"draws": 1, "kind": "linear"}), self.path, self.labels)
+        draws = lifts.Lifts(
+            self.data, self.lift.model_copy(update={"draws": 1, "kind": "linear"}), self.path, self.labels
+        )
         which = hashlib.sha256(self.chosen.tobytes()).hexdigest()[:12]
         held = {"lift": draws.identity(every), "version": VERSION, "phantoms": which, "method": self.method}
         return json.dumps(held | {"regularisation": self.regularisation}, sort_keys=True)
@@ -51,7 +53,7 @@ class Classical:
     def make(self, first: int, count: int, device: str) -> dict[str, np.ndarray]:
         """Volumes (count, 2, 16, 16, 16), mm^-1; zeros where none is asked for."""
         draws = lifts.Lifts(self.data, self.lift, self.path, self.labels)
-        out = np.zeros((count, 2, *[lifts.GRID] * 3), np.float32)
+        out = np.zeros((count, 2, *[LIFTED] * 3), np.float32)
         used = np.flatnonzero(self.chosen[first : first + count])
         for i, place in zip(used, draws.scenes(first, count, used, device), strict=True):
             out[i] = self._volume(place, lifts.fitted({i: place}, first)[0]).cpu().numpy()
@@ -59,20 +61,26 @@ class Classical:
 
     def _volume(self, place: homogeneous.Scene, fit: homogeneous.Fit) -> Tensor:
         if self.method == "homogeneous":
-            return fit.values.float().view(2, 1, 1, 1).expand(2, *[lifts.GRID] * 3)
+            return fit.values.float().view(2, 1, 1, 1).expand(2, *[LIFTED] * 3)
         if self.method == "tikhonov":
-            x = lift.solve(lift.linearise(place, fit, lifts.GRID), lifts.PRIOR, (self.regularisation,))[0]
+            x = lift.solve(lift.linearise(place, fit, LIFTED), lifts.PRIOR, (self.regularisation,))[0]
             return lift.tikhonov(x, fit.values)
         found = gauss_newton.reconstruct(
-            place, fit, self.regularisation, self.method, lifts.PRIOR, lifts.GRID, MOST
+            place, fit, self.regularisation, self.method, lifts.PRIOR, LIFTED, MOST
         )  # fmt: skip
         return found.volume()
 
 
 def volumes(
-    data: Data, chosen: Lift, method: Method, regularisation: float, part: str, most: int | None = None, folder: Path | None = None
+    data: Data,
+    chosen: Lift,
+    method: Method,
+    regularisation: float,
+    part: str,
+    most: int | None = None,
+    folder: Path | None = None,
 ) -> Tensor:
-    """Volumes (P, 2, 16, 16, 16), mm^-1, of the phantoms of one part, the first `most` of it; made where they are missing."""
+    """Volumes (P, 2, 16, 16, 16), mm^-1, of a part's phantoms, the first `most` of it; made where they are missing."""
     held = data.model_copy(update={"train": None})
     found = dataset.load(held, folder)
     wanted = np.flatnonzero(found.labels == NAMES.index(part))[:most]

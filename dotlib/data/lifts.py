@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import Data, Lift, Noise
+from ..config import CHANNELS, LIFTED, Data, Lift, Noise
 from ..physics import closed_form, diffusion, gauss_newton, homogeneous, jacobian, lift, rytov
 from ..physics.homogeneous import Fit, Scene
 from ..physics.lift import Linear
@@ -28,7 +28,6 @@ from .surface import Surface
 
 STREAM = 9  # of random numbers
 VERSION = 1  # raised by hand whenever the same configuration would give other lifts
-GRID = 16  # voxels a side of a lift
 PRIOR = lift.Prior()
 POPULATION = (0.0068, 1.1)  # mm^-1: mean fitted mua and musp of the default family, where coverage is taken
 COVERED, SEEN_FROM = 0.4, 256  # whitened sensitivity to ln mua from which a voxel is covered, and the pairs that see it
@@ -51,12 +50,14 @@ class Lifts:
     def identity(self, every: bool = False) -> str:
         held = {"readings": store.identity(self.data, every), "version": VERSION, "prior": str(PRIOR)}
         held |= {"split": hashlib.sha256(self.labels.tobytes()).hexdigest()[:12]}
-        return json.dumps(held | {"lift": self.lift.model_dump(mode="json", exclude_defaults=not every)}, sort_keys=True)
+        return json.dumps(
+            held | {"lift": self.lift.model_dump(mode="json", exclude_defaults=not every)}, sort_keys=True
+        )
 
     def make(self, first: int, count: int, device: str) -> dict[str, np.ndarray]:
         """Lifts (count, draws, 8, 16, 16, 16): zeros where a phantom is excluded, or has fewer draws."""
         columns = _read(self.path, first, count)
-        out = np.zeros((count, self.lift.draws, len(lift.CHANNELS), *[GRID] * 3), np.float16)
+        out = np.zeros((count, self.lift.draws, len(CHANNELS), *[LIFTED] * 3), np.float16)
         used = np.flatnonzero(self.labels[first : first + count] >= 0)
         drawn = {i: [self._draw(columns, i, first + i, draw, device) for draw in self._draws(first + i)] for i in used}
         if self.lift.kind == "closed-form":
@@ -101,13 +102,13 @@ class Lifts:
         if self.lift.kind == "gauss-newton":
             return [channels(self.lift, replace(place, readings=one), fit) for one in draws]
         pairs, which = torch.cat([one.pairs for one in draws]).unique(dim=0, return_inverse=True)
-        phi, J = jacobian.jacobian(fit.system, fit.light, pairs, GRID, dtype=torch.complex64)
-        tissue, out = lift.occupied(place.cells, GRID), []
+        phi, J = jacobian.jacobian(fit.system, fit.light, pairs, LIFTED, dtype=torch.complex64)
+        tissue, out = lift.occupied(place.cells, LIFTED), []
         for one, rows in zip(draws, which.split([len(one.pairs) for one in draws]), strict=True):
             by_log = rytov.rows(J[rows], phi[rows]) * fit.at.float().view(2, 1, 1, 1)
             own = homogeneous.refit(one, fit, phi[rows], by_log.flatten(2).sum(2).double())
             left = one.difference(own.phi) - own.slopes @ own.step
-            out.append(_linear(self.lift.kind, lift.linear(one, by_log, left, own.values, tissue, place.cube / GRID)))
+            out.append(_linear(self.lift.kind, lift.linear(one, by_log, left, own.values, tissue, place.cube / LIFTED)))
         return out
 
 
@@ -115,17 +116,17 @@ def channels(chosen: Lift, place: Scene, fit: Fit) -> Tensor:
     """What a network takes of one recording (8, 16, 16, 16), by the kind of lift; `fit` may be that of another draw."""
     phi, slopes = jacobian.uniform(fit.system, fit.light, place.readings.pairs)
     own = homogeneous.refit(place.readings, fit, phi, rytov.rows(slopes, phi) * fit.at)
-    problem = lift.linearise(place, own, GRID)
+    problem = lift.linearise(place, own, LIFTED)
     if chosen.kind != "gauss-newton":
         return _linear(chosen.kind, problem)
     x = lift.solve(problem, PRIOR)  # the stronger regularisation stays linear
-    x[0] = gauss_newton.reconstruct(place, own, prior=PRIOR, grid=GRID, most=chosen.steps).x
+    x[0] = gauss_newton.reconstruct(place, own, prior=PRIOR, grid=LIFTED, most=chosen.steps).x
     return lift.channels(problem, x)
 
 
 def closed(surface: Surface, one: Readings) -> Tensor:
     """The same without a solver."""
-    problem = closed_form.linearise(surface, one, phantoms.CUBE, GRID)
+    problem = closed_form.linearise(surface, one, phantoms.CUBE, LIFTED)
     return lift.channels(problem, lift.solve(problem, PRIOR))
 
 
@@ -162,7 +163,7 @@ class Coverage:
     def make(self, first: int, count: int, device: str) -> dict[str, np.ndarray]:
         """Masks (count, 16, 16, 16), empty but for test phantoms."""
         columns = _read(self.path, first, count)
-        out = np.zeros((count, GRID, GRID, GRID), bool)
+        out = np.zeros((count, LIFTED, LIFTED, LIFTED), bool)
         for i in np.flatnonzero(self.labels[first : first + count] == NAMES.index("test")):
             row = {name: values[i] for name, values in columns.items()}
             out[i] = covered(row, self.data, first + i, device)
@@ -175,13 +176,15 @@ def covered(row: dict[str, np.ndarray], data: Data, index: int, device: str = "c
     probe = [row[name][None] for name in ("sources", "detectors", "pairs", "sigma")]
     chosen = sampling.subsets("random", *probe, none[None], SEEN_FROM, (0,), np.array([index]))[0]
     flat = dict.fromkeys(("log_amplitude", "phase"), np.zeros(len(none))) | {"sigma": np.zeros((len(none), 2))}
-    place = scene(row["ellipsoids"][0], readings(row | flat, slice(None), data, "known", device), data.light_grid, device)
+    place = scene(
+        row["ellipsoids"][0], readings(row | flat, slice(None), data, "known", device), data.light_grid, device
+    )
     system = place.system(torch.tensor(POPULATION, dtype=torch.float64, device=device))
     light = jacobian.fields_of([system], [place.readings.sources], [place.readings.detectors])[0]
     s, d = place.readings.pairs.T
     amplitude = light.detectors.read(light.phi)[d, s].abs().cpu().numpy()
     nominal = readings(row | flat | {"sigma": noise.sd(amplitude, Noise())}, chosen[chosen >= 0], data, "known", device)
-    phi, J = jacobian.jacobian(system, light, nominal.pairs, GRID, dtype=torch.complex64)
+    phi, J = jacobian.jacobian(system, light, nominal.pairs, LIFTED, dtype=torch.complex64)
     by_log = rytov.rows(J[:, :1], phi)[:, 0] * POPULATION[0] * nominal.weight.float().view(-1, 1, 1, 1)
     return (by_log.square().sum(0).sqrt() > COVERED).cpu().numpy()
 
@@ -223,7 +226,7 @@ def fitted(scenes: dict[int, Scene], first: int) -> list[Fit]:
 
 
 def prepare(data: Data, chosen: Lift, folder: Path | None = None) -> tuple[Path, Path]:
-    """The files of a configuration's lifts and of its coverage, made where they are missing, from its readings' file."""
+    """The files of a configuration's lifts and coverage, made where they are missing, from that of its readings."""
     held = data.model_copy(update={"train": None})
     found, paths = dataset.load(held, folder), []
     for kind, work in (

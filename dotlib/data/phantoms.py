@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
-from scipy.stats import qmc
 
 from .surface import Surface
 
@@ -123,6 +122,8 @@ def _place(table: np.ndarray, family: Family, streams: list, first: int) -> None
 
 def embedded(tissue: np.ndarray, inclusion: np.ndarray, points: int = 1024) -> np.ndarray:
     """Share of each inclusion's volume inside the tissue, `(N,)`, from rows `(N, 13)`, by quasi-random points."""
+    from scipy.stats import qmc  # half a second, and few need it
+
     u = qmc.Sobol(3, scramble=False).random(points)
     z, azimuth = 2 * u[:, 1] - 1, 2 * np.pi * u[:, 2]
     ball = np.cbrt(u[:, :1]) * np.stack(

@@ -1,4 +1,4 @@
-"""What a run shows its network, and what it should answer: volumes for themselves, or lifts for the volumes behind them.
+"""What a run shows its network, and what it should answer: volumes for themselves, or lifts for volumes.
 
 Under `reconstruct` a sample is a phantom with one of its stored draws of readings. Medium and optodes may be moved
 together by one of the eight motions of the grid that keep the probe's axis: lifts move with them, value for value.
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import Config
-from . import augment, lifts, phantoms, store
+from ..config import LIFTED, Config
+from . import augment, phantoms, store
 from .bodies import Bodies
 from .dataset import Dataset
 from .split import NAMES
@@ -62,7 +62,7 @@ class Samples:
 
 
 def joined(lifted: Tensor, fraction: Tensor) -> Tensor:
-    """(B, C + r^3, 16, 16, 16): a lift's channels, then the fractions of the r^3 voxels of the volume in each of its."""
+    """(B, C + r^3, 16, 16, 16): a lift's channels, then the fractions of the r^3 finer voxels in each of its own."""
     b, grid, r = len(lifted), lifted.shape[-1], fraction.shape[-1] // lifted.shape[-1]
     blocks = fraction.reshape(b, grid, r, grid, r, grid, r).permute(0, 2, 4, 6, 1, 3, 5)
     return torch.cat([lifted, blocks.reshape(b, r**3, grid, grid, grid)], 1)
@@ -101,7 +101,7 @@ def covered(config: Config, data: Dataset) -> Tensor:
     """What the probes of the test phantoms see (P, G, G, G) bool, whatever the run makes of it."""
     mask = torch.from_numpy(_stored(config, data, "test", "covered"))
     for axis in (1, 2, 3):
-        mask = mask.repeat_interleave(data.grid // lifts.GRID, axis)
+        mask = mask.repeat_interleave(data.grid // LIFTED, axis)
     return mask
 
 
@@ -113,6 +113,8 @@ def fractions(data: Dataset, part: str) -> Tensor:
 
 
 def _stored(config: Config, data: Dataset, part: str, column: str) -> np.ndarray:
+    from . import lifts  # with the solver: what sees volumes does without it
+
     held = config.test if config.test and part == "test" else config.data
     path = lifts.prepare(held, config.lift, data.path.parent)[column == "covered"]
     chosen = data.labels == NAMES.index(part)

@@ -165,7 +165,8 @@ def _finished(shards: list[Shard], workers: int, path: Path) -> list[Shard]:
     workers = 1 if missing[0].device == "cuda" else min(workers, len(missing))
     seconds = _pace(missing[0]) * left / workers
     print(
-        f"{path}: {left} of {total} phantoms to {missing[0].work.verb}, about {tqdm.format_interval(seconds)} on {workers} "
+        f"{path}: {left} of {total} phantoms to {missing[0].work.verb}, "
+        f"about {tqdm.format_interval(seconds)} on {workers} "
         f"{'GPU' if missing[0].device == 'cuda' else 'core(s)'}",
         file=sys.stderr,
     )

@@ -1,7 +1,6 @@
 """The dataset file: one HDF5 schema, written whole or not at all, every fault of a file that is read as one line.
 
-Letters in a shape stand for sizes that the datasets of a file share: P phantoms, S sources, K detectors, M pairs, R
-draws of readings, C channels of a lift on L^3 voxels.
+Letters in a shape stand for sizes that its datasets share: P phantoms, S sources, K detectors, M pairs, voxels L^3.
 """
 
 from __future__ import annotations
@@ -201,8 +200,7 @@ class File:
         columns = {name: out}
         if name == "sigma" and np.isnan(out).any():
             columns["phase"] = self.raw("phase", start, stop)
-        bad = ~finite(name, columns) & ~self.excluded[start : start + len(out)]
-        if bad.any():
+        if (bad := ~finite(name, columns) & ~self.excluded[start : start + len(out)]).any():
             raise StoreError(f"{self.path}: {name}: phantom {start + bad.argmax()} is not finite")
         return out
 

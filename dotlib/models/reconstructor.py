@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from ..config import Model
+from ..config import CHANNELS, LIFTED, Model
 from .autoencoder import Stage1
 from .blocks import Residual, Standard, ZeroConv3d, conv_bn, depth_to_space, initialise, space_to_depth
 from .stages import Staged
 
-LIFTED = 16  # voxels a side of a lift
-LEVELS = ("mua0", "musp0")  # the last channels of a lift
 LARGEST = 3.0  # of ln(mua / mua0): twenty times the fitted value
 
 
@@ -85,18 +82,18 @@ class Reconstructor(nn.Module):
     tissue in the output's. `standard` is that of the volumes, `seen` that of the input's channels.
     """
 
-    def __init__(self, network: nn.Module, standard: Standard, seen: Standard, grid: int, lifted: int):
+    def __init__(self, network: nn.Module, standard: Standard, seen: Standard, grid: int):
         super().__init__()
         self.network, self.standard, self.seen = network, standard, seen
-        self.patch, self.lifted = grid // LIFTED, lifted
+        self.patch = grid // LIFTED
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.seen(x)
         if isinstance(self.network, FromLift):
             features = self.network.features(z)
             return self.network.decode(self.network.code(features), self.standard, features)
-        fraction = depth_to_space(x[:, self.lifted :].float(), self.patch)
-        level = x[:, self.lifted - len(LEVELS) : self.lifted].float().amax((2, 3, 4), keepdim=True)
+        lifted, fraction = x.float().split((len(CHANNELS), self.patch**3), 1)
+        level, fraction = lifted[:, -2:].amax((2, 3, 4), keepdim=True), depth_to_space(fraction, self.patch)
         return level * self.network(z).clamp(-LARGEST, LARGEST).exp() * fraction
 
     def maps(self, x: Tensor) -> dict[str, Tensor]:
@@ -104,14 +101,16 @@ class Reconstructor(nn.Module):
         return self.network.maps(self.seen(x))
 
 
-def build(
-    config: Model, grid: int, lifted: int, seed: int, volumes: Sequence[Tensor], seen: Sequence[Tensor]
-) -> Reconstructor:
-    """A seeded network for lifts of `lifted` channels: `volumes` and `seen` are mean and sd of output and input.
+def channels(grid: int) -> int:
+    """Channels of the input for an output of grid^3 voxels."""
+    return len(CHANNELS) + (grid // LIFTED) ** 3
+
+
+def build(config: Model, grid: int, seed: int, volumes: Sequence[Tensor], seen: Sequence[Tensor]) -> Reconstructor:
+    """A seeded network: `volumes` and `seen` are mean and sd of the output's and the input's channels.
 
     Raises ConfigError for an addition to a stage that the network does not have.
     """
-    channels = lifted + (grid // LIFTED) ** 3
     kind = {"unet": UNet, "stage1": FromLift}[config.name]
-    network = initialise(kind(grid, channels, config), seed)
-    return Reconstructor(network, Standard(*volumes), Standard(*seen), grid, lifted)
+    network = initialise(kind(grid, channels(grid), config), seed)
+    return Reconstructor(network, Standard(*volumes), Standard(*seen), grid)

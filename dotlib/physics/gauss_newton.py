@@ -25,6 +25,9 @@ ENOUGH = 0.02  # relative fall of the objective below which the iteration has co
 RIDGE = 1e-3  # of total variation: what keeps voxels out of sight where they are
 
 
+STANDARD = Prior()
+
+
 @dataclass(frozen=True)
 class Solution:
     """x (2, g, g, g), the medium's values (2,) mua0, musp0 that it refers to, and the way there.
@@ -115,7 +118,7 @@ def reconstruct(
     fit: Fit,
     regularisation: float = 1.0,
     kind: Literal["gaussian", "tv"] = "gaussian",
-    prior: Prior = Prior(),
+    prior: Prior = STANDARD,
     grid: int = 16,
     most: int = 10,
     report: Callable[[int, float, float], None] | None = None,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from . import diffusion, geometry, green, jacobian
+from . import geometry, green, jacobian
 from .diffusion import System
 from .geometry import Cells, Surface
 from .jacobian import Fields
@@ -54,7 +54,9 @@ class Scene:
 
     def system(self, values: Tensor) -> System:
         """The equation for mua and musp, (2,) or of each cell (2, N), mm^-1."""
-        mua, musp = values.expand(2, len(self.cells)) if values.ndim == 2 else values[:, None].expand(2, len(self.cells))
+        mua, musp = (
+            values.expand(2, len(self.cells)) if values.ndim == 2 else values[:, None].expand(2, len(self.cells))
+        )
         r = self.readings
         modulation = 2 * math.pi * r.frequency * r.n / green.C
         A = green.boundary_parameter(r.n).item()
@@ -94,7 +96,9 @@ def fit(scenes: Sequence[Scene], start: Sequence[float] = START) -> list[Fit]:
     for count in range(MOST):
         open_ = [i for i, one in enumerate(found) if one is None]
         systems = [scenes[i].system(where[i].exp()) for i in open_]
-        lights = jacobian.fields_of(systems, *([getattr(scenes[i].readings, n) for i in open_] for n in ("sources", "detectors")))
+        lights = jacobian.fields_of(
+            systems, *([getattr(scenes[i].readings, n) for i in open_] for n in ("sources", "detectors"))
+        )
         for i, system, light in zip(open_, systems, lights, strict=True):
             one = _step(scenes[i].readings, where[i].exp(), system, light)
             _require_tissue(i, one.values)

@@ -126,7 +126,9 @@ class _Gather:
         weights = torch.cat([self.wall[:, None], self.face], 1)
         zero = torch.zeros_like(weights[:, :1])
         by_mua, by_D = self._chain(
-            torch.cat([self.volume[:, None], zero.expand(-1, 7)], 1), torch.cat([zero, weights], 1), self.system.D[:, None]
+            torch.cat([self.volume[:, None], zero.expand(-1, 7)], 1),
+            torch.cat([zero, weights], 1),
+            self.system.D[:, None],
         )
         voxels, table = self._table()
         for part in torch.arange(len(voxels), device=s.device).split(max(1, TERMS // (table.shape[1] * a.shape[1]))):

@@ -18,7 +18,6 @@ from . import geometry, jacobian
 from .homogeneous import Fit, Scene
 from .rytov import Readings, rows
 
-CHANNELS = ("mua, lambda 1", "musp, lambda 1", "mua, lambda 16", "musp, lambda 16", "coverage", "tissue", "mua0", "musp0")
 LAMBDAS = (1.0, 16.0)
 
 
@@ -118,7 +117,7 @@ def back_projection(problem: Linear) -> Tensor:
 
 
 def channels(problem: Linear, x: Tensor) -> Tensor:
-    """What a network takes, (8, g, g, g), as in CHANNELS: x (2, 2, g, g, g), coverage, tissue, mua0 and musp0.
+    """What a network takes, (8, g, g, g), as in `config.CHANNELS`: x (2, 2, g, g, g), coverage, tissue, mua0 and musp0.
 
     Coverage is ln(1 + 10 s) of the whitened sensitivity s to ln mua.
     """

@@ -41,7 +41,9 @@ class Readings:
         m = len(self.pairs)
         shapes = [tuple(v.shape) for v in (self.pairs, self.log_amplitude, self.phase, self.sigma)]
         if not m or shapes != [(m, 2), (m,), (m,), (m, 2)]:
-            raise ValueError(f"readings: pairs, log-amplitude, phase, sd have shapes {shapes}; one row a pair is accepted")
+            raise ValueError(
+                f"readings: pairs, log-amplitude, phase, sd have shapes {shapes}; one row a pair is accepted"
+            )
         rows = torch.cat([self.log_amplitude[:, None], self.phase[:, None], self.sigma], 1)
         if (bad := ~rows.isfinite().all(1)).any():
             raise ValueError(f"readings: pair {bad.nonzero()[0, 0].item()} is not finite; leave lost pairs out")
@@ -97,6 +99,6 @@ class Readings:
 
 
 def rows(derivatives: Tensor, phi: Tensor) -> Tensor:
-    """Derivatives of readings (M, ...), complex, as real rows (2M, ...): those of ln A, then those of minus the phase."""
+    """Derivatives of readings (M, ...), complex, as real rows (2M, ...): of ln A, then of minus the phase."""
     logarithmic = derivatives / phi.view(-1, *[1] * (derivatives.ndim - 1)).to(derivatives.dtype)
     return torch.cat([logarithmic.real, logarithmic.imag])

@@ -7,7 +7,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -69,12 +68,14 @@ def curves(history: pd.DataFrame, values: Mapping[str, str]) -> Figure:
 
     `history` has one row per arm, seed and epoch. The line is the median over seeds, the band their whole range.
     """
+    import seaborn  # a second, and a single picture does without it
+
     if missing := {"arm", "seed", "epoch", *values} - set(history):
         raise ValueError(f"curves: no column {min(missing)!r}; the table has {', '.join(map(str, history))}")
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(1, len(values), squeeze=False, sharex=True)
         for ax, (column, label) in zip(axes[0], values.items(), strict=True):
-            sns.lineplot(
+            seaborn.lineplot(
                 history, x="epoch", y=column, hue="arm", style="arm", estimator="median", errorbar=("pi", 100),
                 ax=ax,
             )  # fmt: skip
@@ -93,11 +94,13 @@ def seeds(values: pd.DataFrame, label: str, levels: Mapping[str, float]) -> Figu
 
     `values` has the columns arm, seed and value.
     """
+    import seaborn
+
     with plt.style.context(STYLE):
         figure, ax = plt.subplots()
         for _, runs in values.groupby("seed"):
             ax.plot(runs["arm"], runs["value"], "-o", color="0.55", markerfacecolor="C0", markeredgecolor="C0", lw=0.8)
-        for (name, level), color in zip(levels.items(), sns.color_palette("colorblind")[1:], strict=False):
+        for (name, level), color in zip(levels.items(), seaborn.color_palette("colorblind")[1:], strict=False):
             ax.axhline(level, ls="--", lw=1, color=color, label=name)
         ax.set(ylabel=label, ylim=(0, None))
         figure.legend(loc="outside upper center", ncols=2)
