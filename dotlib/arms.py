@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from . import improvements
+from . import improvements, reconstructions
 from .config import Config, ConfigError, Optim, named, profile, replace
 from .recipes import ADAM, BASELINES, Arm, Study, averaging, epochs, patience, varied
 
@@ -105,6 +105,7 @@ _SENSITIVITY = (
     | {f"decay-{decay:g}": varied("sensitivity", optim__weight_decay=decay) for decay in (1e-3, 1e-2, 1e-1)}
 )
 ARMS: dict[str, Arm] = BASELINES | _tuning() | _TUNED | _ADDITIONS | _BUDGETS | _SENSITIVITY | improvements.ARMS
+ARMS |= reconstructions.ARMS
 _ENDS = ("stage1-adam", "stage1-onecycle", "adam-constant", "adamw-onecycle-momentum-b95")
 STUDIES: dict[str, Study] = {
     "4.2-baseline": Study(tuple(BASELINES)),
@@ -117,6 +118,7 @@ STUDIES: dict[str, Study] = {
     ),
     "4.3-sensitivity": Study(("stage1-onecycle", *_SENSITIVITY), 3),
     **improvements.STUDIES,
+    **reconstructions.STUDIES,
 }  # fmt: skip
 
 

@@ -1,8 +1,9 @@
-"""The factor that an arm of sections 4.4 and 4.5 declares, and the check that it differs in nothing else."""
+"""The factor that an arm of sections 4.4 to 4.6 declares, and the check that it differs in nothing else."""
 
 from .config import Config, ConfigError
 from .improvements import ALTERNATIVES, ATTENTION, BUDGETS, FAMILIES, IMPROVEMENTS, PHANTOMS, label
 from .recipes import averaging, steps
+from .reconstructions import INPUTS
 
 # what each improvement may touch; epochs follow from the phantoms and the batch, at as many samples
 FIELDS = {
@@ -33,7 +34,7 @@ FIELDS = {
 }
 FIRST = ("optimiser", "schedule", "data size", "tumour size")  # the roadmap's first phase changes them at once
 PHASES = (set().union(*(FIELDS[name] for name in FIRST)), FIELDS["attention"], FIELDS["multi-scale loss"])
-WHOLE = {"model.attention", "model.links", "augment", "loss.features", "test"}  # compared as one value
+WHOLE = {"model.attention", "model.links", "augment", "loss.features", "test", "lift"}  # compared as one value
 # by arm: the arm that it is compared with, and the fields of its factor
 DECLARED: dict[str, tuple[str, set[str]]] = (
     {name: ("stage1-onecycle", {"model.attention"}) for name in ATTENTION}
@@ -44,6 +45,9 @@ DECLARED: dict[str, tuple[str, set[str]]] = (
     | {f"{net}-phase{n + 1}": (f"{net}-phase{n}", PHASES[n]) for net in ("legacy", "stage1") for n in range(3)}
     | {f"specified-{n}": ("specified-1", FIELDS["duration"]) for n in BUDGETS if n > 1}
     | {f"half-{n}": (f"specified-{n}", {"model.width"}) for n in BUDGETS}
+    | {name: ("reconstruct", {"lift"}) for name in INPUTS if name != "reconstruct"}
+    | {"reconstruct-symmetry": ("reconstruct", {"augment"}), "reconstruct-code": ("reconstruct", {"model.name"})}
+    | {"reconstruct-code-links": ("reconstruct-code", {"model.links"})}
     | {f"add-{label(name)}": ("baseline", FIELDS[name]) for name in IMPROVEMENTS}
     | {f"{'swap' if name in ALTERNATIVES else 'leave'}-{label(name)}": ("full", FIELDS[name]) for name in IMPROVEMENTS}
 )

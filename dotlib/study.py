@@ -24,7 +24,7 @@ from . import arms as known
 from . import config as configuration
 from . import evaluation, factors, machine, perceptual, records, tracking, trainer
 from .config import Config, ConfigError, Data, Optim
-from .data import dataset
+from .data import dataset, samples
 from .provenance import code_digest, commit
 from .workers import cpu_cores, end_with_driver
 
@@ -108,6 +108,10 @@ def data_of(config: Config, keys: Callable[[Data], str]) -> str:
     source = config.loss.features and config.loss.features.source
     if source and source not in ("trained", "random") and Path(source).is_file():
         parts.append(hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12])
+    if config.lift:
+        from .data import lifts  # with the solver
+
+        parts.append(lifts.key())
     return "+".join(parts)
 
 
@@ -193,8 +197,7 @@ def compute(wanted: dict[tuple[str, int], Run]) -> None:
             raise
     tracking.resolved()  # refused here, once, rather than in every run
     tracking.images()
-    for data in {d for run in missing.values() for d in (run.config.data, run.config.test) if d}:
-        dataset.prepare(data)
+    samples.prepare(run.config for run in missing.values())
     gpus, cores = torch.cuda.device_count(), cpu_cores()
     # as if nothing were done yet: a run's threads, and so its bits, do not depend on when it is continued
     threads = max(1, cores // min(len(wanted), gpus or cores))

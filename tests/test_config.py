@@ -1,5 +1,6 @@
 """Configuration: frozen, refused in one line, and named by what differs from its defaults."""
 
+import csv
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from dotlib.arms import ADAM, ARMS, STUDIES
 from dotlib.config import PROFILES, Config, ConfigError, Frozen, Optim, Training
 
 BASE = arms.arm("stage1-onecycle", "smoke")
+RECONSTRUCT = {"task": "reconstruct", "model.name": "unet", "lift": config.Lift()}  # what makes a task of another one
 
 
 def leaves(model, prefix=""):
@@ -40,6 +42,7 @@ def other(value, annotation):
     return value / 2 if value == 1 else (value + 1) / 2
 
 
+STILL = {"rotation": 0.0, "elastic": 0.0, "noise": 0.0}
 # fields for which `other` would find nothing legal
 ODD = {
     "optim.spare": False,
@@ -53,11 +56,19 @@ ODD = {
     "model.links": config.Links(kind="dense"),
     "loss": config.Loss(perceptual=0.1, features=config.Features(source="random")),
 }
-TIED = {"loss.perceptual", "loss.features"}  # legal together only
+TIED = {"loss.perceptual", "loss.features", "task", "lift"}  # legal together only
 # where one source, detector or pair more is legal too
 MEASURED = config.replace(BASE, {"data.measurements": {"sources": 1, "detectors": 4, "pairs": 2}})
 CHANGES = {path: other(value, annotation) for path, value, annotation in leaves(MEASURED) if path not in {*ODD, *TIED}}
 CHANGES = {path: value for path, value in CHANGES.items() if value is not None} | ODD
+# fields that stand under task 'reconstruct' alone
+LIFTED = config.replace(
+    MEASURED,
+    RECONSTRUCT
+    | {"lift": config.Lift(noise=config.Noise()), "augment": config.Augmentation(rotation=0, elastic=0, noise=0)},
+)
+LIFTS = {path: other(value, annotation) for path, value, annotation in leaves(LIFTED) if path.startswith("lift.")}
+LIFTS |= {"augment.symmetry": True, "model.links": config.Links(kind="dense", side="across"), "model.name": "stage1"}
 
 
 def fault(*arguments, of=config.replace):
@@ -126,7 +137,33 @@ def test_config_is_frozen(model, field):
         ({"data.fractions": (4, 1, 0)}, ("data.fractions.2", "greater than")),
         ({"data.fractions": (4, -1, 1)}, ("data.fractions.1", "greater than")),
         ({"data.fractions": (4, 1)}, ("data.fractions", "missing")),
-        ({"model.name": "unet"}, ("model.name", "'legacy', 'stage1', 'hybrid' or 'vit'")),
+        ({"model.name": "resnet"}, ("model.name", "'legacy', 'stage1', 'hybrid', 'vit' or 'unet'")),
+        ({"model.name": "unet"}, ("model.name = 'unet' under task 'autoencode'", "no light", "with 'reconstruct'")),
+        ({"lift": config.Lift()}, ("lift under task 'autoencode'", "no light", "with 'reconstruct'")),
+        ({"augment": {"symmetry": True}}, ("augment.symmetry under task 'autoencode'", "rotation and elastic")),
+        ({"task": "reconstruct"}, ("lift is missing", "needs data.measurements and lift")),
+        (RECONSTRUCT | {"data.measurements": None}, ("data.measurements is missing", "task 'reconstruct'")),
+        *(
+            (RECONSTRUCT | {"model.name": name}, (f"model.name {name!r} under", "'unet' or 'stage1' is accepted"))
+            for name in ("legacy", "hybrid", "vit")
+        ),
+        *(
+            (
+                RECONSTRUCT | {"augment": STILL | {name: 2.5}},
+                (f"augment.{name} = 2.5", "not those of the changed medium"),
+            )
+            for name in STILL
+        ),
+        (RECONSTRUCT | {"augment": {}}, ("augment.rotation = 5", "'symmetry' moves", "lift.draws are fresh noise")),
+        (RECONSTRUCT | {"lift": {"count": 0}}, ("lift.count", "greater than 0")),
+        (RECONSTRUCT | {"lift": {"draws": 0}}, ("lift.draws", "greater than 0")),
+        (RECONSTRUCT | {"lift": {"steps": 3}}, ("lift.steps", "1 or 2")),
+        (
+            RECONSTRUCT | {"lift": {"kind": "born"}},
+            ("lift.kind", "'born'", "'closed-form', 'back-projection' or 'none'"),
+        ),
+        (RECONSTRUCT | {"lift": {"gain": "none"}}, ("lift.gain", "'global', 'optode' or 'known'")),
+        (RECONSTRUCT | {"lift": {"pattern": "grid"}}, ("lift.pattern", "'grid'", "'stratified'")),
         ({"training.batch": 17}, ("training.batch 17", "16 training phantoms")),
         ({"training.patience": 0}, ("training.patience", "greater than 0")),
         ({"training.batch": "8"}, ("training.batch", "'8'", "integer")),
@@ -268,6 +305,39 @@ def test_digest_changes_with_every_field():
     assert some | added <= set(CHANGES)
     digests = {config.replace(MEASURED, {path: value}).digest() for path, value in CHANGES.items()}
     assert len(digests | {BASE.digest(), MEASURED.digest()}) == len(CHANGES) + 2
+
+
+def test_digest_changes_with_every_field_of_a_reconstruction():
+    """Those that no autoencoder has; task and lift, legal together only, each by itself."""
+    fields = {f"lift.{name}" for name in config.Lift.model_fields if name != "noise"}
+    assert fields | {f"lift.noise.{name}" for name in config.Noise.model_fields} <= set(LIFTS)
+    digests = {config.replace(LIFTED, {path: value}).digest() for path, value in LIFTS.items()}
+    alone = {LIFTED.model_copy(update=change).digest() for change in ({"task": "autoencode"}, {"lift": None})}
+    assert len(digests | alone | {MEASURED.digest(), LIFTED.digest()}) == len(LIFTS) + 4
+
+
+def test_reconstruction_is_accepted_with_what_it_needs():
+    """With either network, links across the bottleneck and motions of medium and optodes together."""
+    still = config.Augmentation(**STILL, symmetry=True)
+    for name in ("unet", "stage1"):
+        changes = {"model.name": name, "model.links": config.Links(kind="guided", side="across"), "augment": still}
+        found = config.replace(BASE, RECONSTRUCT | changes)
+        assert (found.task, found.model.name, found.augment.symmetry) == ("reconstruct", name, True)
+
+
+def test_recorded_runs_keep_their_names():
+    """Each run in results/ that rests on no tuning, by the digest that was recorded with it."""
+    named = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+    rows = []
+    for path in sorted((Path(__file__).resolve().parents[1] / "results").glob("*/runs.csv")):
+        with path.open(newline="") as file:
+            rows += [(path.parent.name, row) for row in csv.DictReader(file)]
+    rows = [(study, row) for study, row in rows if "precision" in row and not ARMS[row["arm"]].tuned]
+    assert {"4.3-ends", "4.4-attention", "4.5-roadmap"} <= {study for study, _ in rows}
+    for study, row in rows:
+        run = arms.arm(row["arm"], "quick", int(row["seed"]))
+        run = config.replace(run, {"training.precision": named[row["precision"]]})
+        assert run.digest() == row["config"], (study, row["arm"], row["seed"])
 
 
 def test_digest_is_that_of_the_values():

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from scene import FREQUENCY, phantom
 from tiny import EVERYTHING
 
 from dotlib import arms, config, losses, optim, trainer
-from dotlib.data import augment, phantoms, recording
+from dotlib.data import augment, lifts, phantoms, recording
 from dotlib.data.bodies import Bodies
 from dotlib.data.surface import Surface
 from dotlib.physics import diffusion, jacobian
@@ -50,6 +51,14 @@ def test_deformed_volumes_do_not_depend_on_the_device(sharp):
         for on in ("cpu", "cuda")
     ]
     torch.testing.assert_close(found[1].cpu(), found[0], atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["linear", "gauss-newton", "closed-form"])
+def test_lifts_on_cuda_are_those_of_the_cpu(kind, recorded):
+    labels = np.array([0] * 6 + [-1] * (tiny.RECORDED.phantoms - 6))
+    work = lifts.Lifts(tiny.RECORDED, config.Lift(kind=kind, count=20, draws=2), recorded, labels)
+    here, there = (work.make(0, 6, device)["lift"].astype(np.float32) for device in ("cpu", "cuda"))
+    np.testing.assert_allclose(there, here, atol=2e-3 * np.abs(here).max())
 
 
 @pytest.mark.parametrize(("precise", "tolerance"), [(False, 1e-4), (True, 1e-8)])

@@ -225,6 +225,11 @@ def fitted(scenes: dict[int, Scene], first: int) -> list[Fit]:
     return out
 
 
+def key() -> str:
+    """What tells lifts of one configuration apart that other code has made."""
+    return hashlib.sha256(f"{VERSION} {PRIOR}".encode()).hexdigest()[:8]
+
+
 def prepare(data: Data, chosen: Lift, folder: Path | None = None) -> tuple[Path, Path]:
     """The files of a configuration's lifts and coverage, made where they are missing, from that of its readings."""
     held = data.model_copy(update={"train": None})

@@ -6,6 +6,7 @@ together by one of the eight motions of the grid that keep the probe's axis: lif
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import LIFTED, Config
-from . import augment, phantoms, store
+from . import augment, dataset, phantoms, store
 from .bodies import Bodies
 from .dataset import Dataset
 from .split import NAMES
@@ -71,6 +72,16 @@ def joined(lifted: Tensor, fraction: Tensor) -> Tensor:
 def moved(volume: Tensor, motion: int) -> Tensor:
     """A volume (..., x, y, z) turned about z by `motion` quarter turns, and for 4 and more mirrored in x before."""
     return torch.rot90(volume.flip(-3) if motion >= 4 else volume, motion % 4, (-3, -2))
+
+
+def prepare(configs: Iterable[Config]) -> None:
+    """See to it that the files which runs need exist: readings where they have any, and lifts."""
+    for data, lift in {(data, c.lift) for c in configs for data in (c.data, c.test) if data}:
+        dataset.prepare(data)
+        if lift:
+            from . import lifts
+
+            lifts.prepare(data, lift)
 
 
 def of(config: Config, data: Dataset, part: str, device: str = "cpu") -> Samples:

@@ -24,9 +24,9 @@ def planes(mean: np.ndarray, sd: np.ndarray | None = None) -> Figure:
     if sd is not None:
         rows += [(volume, f"sd of {label}") for volume, label in zip(sd, CHANNELS, strict=True)]
     with plt.style.context(STYLE), plt.rc_context({"axes.grid": False}):
-        size = (TEXT_WIDTH, 1.75 * len(rows) + 0.4)
+        size = (TEXT_WIDTH, 1.45 * len(rows) + 0.5)
         figure, axes = plt.subplots(len(rows), 3, squeeze=False, layout="compressed", figsize=size)
-        for line, (volume, label) in zip(axes, rows, strict=True):
+        for row, (line, (volume, label)) in enumerate(zip(axes, rows, strict=True)):
             for ax, (across, up, normal) in zip(line, PLANES, strict=True):
                 image = ax.imshow(
                     np.take(volume, top[normal], normal).T, origin="lower", cmap="viridis", vmin=0, vmax=volume.max(),
@@ -34,9 +34,9 @@ def planes(mean: np.ndarray, sd: np.ndarray | None = None) -> Figure:
                 )  # fmt: skip
                 ax.plot(place["xyz".index(across)], place["xyz".index(up)], "+", color="white", markersize=5)
                 ax.set(xticks=(-20, 0, 20), yticks=(-20, 0, 20), ylabel=f"{up} (mm)")
-                if line is axes[-1]:
+                if row == len(rows) - 1:
                     ax.set_xlabel(f"{across} (mm)")
-                if line is axes[0]:
+                if row == 0:
                     ax.set_title(f"{'xyz'[normal]} = {place[normal]:.0f} mm")
             figure.colorbar(image, ax=line, label=label, shrink=0.85)
     return released(figure)

@@ -1,0 +1,38 @@
+"""The arms of section 4.6: what they are compared with, and what each changes."""
+
+import pytest
+from test_arms import changes
+
+from dotlib import arms, factors, reconstructions
+from dotlib.config import PROFILES
+from dotlib.reconstructions import ARMS, STUDIES
+
+
+@pytest.mark.parametrize("size", PROFILES)
+def test_main_arm_changes_task_lift_and_network_alone(size):
+    found = changes(arms.arm("reconstruct", size), arms.arm("stage1-onecycle", size))
+    assert found.pop("task") == "reconstruct" and found.pop("model.name") == "unet"
+    assert {path.split(".")[0] for path in found} == {"lift"}
+    assert (found["lift.count"], found["lift.draws"], found["lift.pattern"]) == (256, 4, "random")
+
+
+@pytest.mark.parametrize("size", PROFILES)
+@pytest.mark.parametrize("name", [name for name in ARMS if name != "reconstruct"])
+def test_arm_differs_in_its_factor_alone(name, size):
+    against, fields = factors.DECLARED[name]
+    assert factors.differing(arms.arm(name, size), arms.arm(against, size)) == fields
+    factors.require(name, arms.arm(name, size), arms.arm(against, size))
+
+
+def test_every_arm_is_in_a_study_beside_what_it_is_compared_with():
+    assert set(ARMS) == {arm for study in STUDIES.values() for arm in study.arms}
+    for name in ("4.6-inputs", "4.6-networks"):
+        assert {factors.DECLARED[arm][0] for arm in STUDIES[name].arms[1:]} <= set(STUDIES[name].arms)
+    assert all(ARMS[arm].source for arm in ARMS)
+
+
+def test_control_sees_no_readings_and_gauss_newton_one_or_two_steps():
+    lifts = {name: arms.arm(name, "quick").lift for name in reconstructions.INPUTS}
+    assert lifts["reconstruct-blind"].kind == "none"
+    assert [lifts[f"reconstruct-gauss-newton{more}"].steps for more in ("", "-2")] == [1, 2]
+    assert len({lift.model_dump_json() for lift in lifts.values()}) == len(lifts)
