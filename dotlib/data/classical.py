@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,8 +25,9 @@ MOST = 12  # Gauss-Newton iterations
 
 @dataclass(frozen=True)
 class Classical:
-    """Volumes of one method, from draw 0 of each phantom that `chosen` (P,) marks; `regularisation` is its lambda.
+    """Volumes of one method, from draw 0 of each phantom that `chosen` (P,) marks.
 
+    `regularisation` is its lambda, `length`, mm, that of its prior.
     homogeneous: the fit; tikhonov: one linear step; gaussian, tv: Gauss-Newton until it converges, by its prior.
     """
 
@@ -37,6 +38,7 @@ class Classical:
     chosen: np.ndarray
     method: Method
     regularisation: float
+    length: float = lifts.PRIOR.length
     verb: str = "reconstruct"
 
     def __len__(self) -> int:
@@ -48,7 +50,7 @@ class Classical:
         )
         which = hashlib.sha256(self.chosen.tobytes()).hexdigest()[:12]
         held = {"lift": draws.identity(every), "version": VERSION, "phantoms": which, "method": self.method}
-        return json.dumps(held | {"regularisation": self.regularisation}, sort_keys=True)
+        return json.dumps(held | {"regularisation": self.regularisation, "length": self.length}, sort_keys=True)
 
     def make(self, first: int, count: int, device: str) -> dict[str, np.ndarray]:
         """Volumes (count, 2, 16, 16, 16), mm^-1; zeros where none is asked for."""
@@ -62,31 +64,26 @@ class Classical:
     def _volume(self, place: homogeneous.Scene, fit: homogeneous.Fit) -> Tensor:
         if self.method == "homogeneous":
             return fit.values.float().view(2, 1, 1, 1).expand(2, *[LIFTED] * 3)
+        prior = replace(lifts.PRIOR, length=self.length)
         if self.method == "tikhonov":
-            x = lift.solve(lift.linearise(place, fit, LIFTED), lifts.PRIOR, (self.regularisation,))[0]
+            x = lift.solve(lift.linearise(place, fit, LIFTED), prior, (self.regularisation,))[0]
             return lift.tikhonov(x, fit.values)
-        found = gauss_newton.reconstruct(
-            place, fit, self.regularisation, self.method, lifts.PRIOR, LIFTED, MOST
-        )  # fmt: skip
-        return found.volume()
+        return gauss_newton.reconstruct(
+            place, fit, self.regularisation, self.method, prior, LIFTED, MOST
+        ).volume()  # fmt: skip
 
 
 def volumes(
-    data: Data,
-    chosen: Lift,
-    method: Method,
-    regularisation: float,
-    part: str,
-    most: int | None = None,
-    folder: Path | None = None,
-) -> Tensor:
+    data: Data, chosen: Lift, method: Method, regularisation: float, part: str, most: int | None = None,
+    length: float = lifts.PRIOR.length, folder: Path | None = None,
+) -> Tensor:  # fmt: skip
     """Volumes (P, 2, 16, 16, 16), mm^-1, of a part's phantoms, the first `most` of it; made where they are missing."""
     held = data.model_copy(update={"train": None})
     found = dataset.load(held, folder)
     wanted = np.flatnonzero(found.labels == NAMES.index(part))[:most]
     mask = np.zeros(len(found.labels), bool)
     mask[wanted] = True
-    work = Classical(held, chosen, found.path, found.labels, mask, method, regularisation)
+    work = Classical(held, chosen, found.path, found.labels, mask, method, regularisation, length)
     name = hashlib.sha256(work.identity().encode()).hexdigest()[:12]
     path = found.path.with_name(f"{found.path.stem}.{method}-{name}.h5")
     simulate.fill(work, path)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import jacobian, lift
 from .homogeneous import Fit, Scene
+from .jacobian import Fields
 from .lift import Linear, Prior
 from .rytov import rows
 
@@ -90,19 +91,12 @@ class Penalty:
     def step(self, problem: Linear, x: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         """The minimum (2, V) of the linearised objective, and its dual."""
         if self.kind == "gaussian":
-            return self._gaussian(problem, offset)
+            spread, (weights,) = lift.duals(problem, self.prior, (self.regularisation,), offset)
+            return (spread.T @ weights).view(2, -1), (problem.flat.T @ weights).view(2, -1)
         J, data = problem.flat.double(), (problem.left + offset).double()
         normal = J.T @ J + self.regularisation * self._laplacian(x)
         found = torch.cholesky_solve((J.T @ data)[:, None], torch.linalg.cholesky(normal))[:, 0]
         return found.to(x.dtype).view(2, -1), torch.zeros_like(x)
-
-    def _gaussian(self, problem: Linear, offset: Tensor) -> tuple[Tensor, Tensor]:
-        spread = self.prior.apply(problem.J, problem.tissue, problem.voxel)[:, :, problem.tissue].flatten(1)
-        gram = (spread @ problem.flat.T).double()
-        gram.diagonal().add_(self.regularisation)
-        data = (problem.left + offset).double()[:, None]
-        weights = torch.cholesky_solve(data, torch.linalg.cholesky(gram))[:, 0].to(spread.dtype)
-        return (spread.T @ weights).view(2, -1), (problem.flat.T @ weights).view(2, -1)
 
     def _laplacian(self, x: Tensor) -> Tensor:
         """The matrix (2 V, 2 V) of half of R's gradient at x, its weights held."""
@@ -111,6 +105,22 @@ class Penalty:
         for row, column, sign in ((a, a, 1), (b, b, 1), (a, b, -1), (b, a, -1)):
             spatial.index_put_((row, column), sign * weight, accumulate=True)
         return torch.kron(self.precision.contiguous(), spatial)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A medium x (2, V) on the way, solved: `dual` is C^-1 x, `data` (2M,) what is left, `left` the same whitened."""
+
+    x: Tensor
+    dual: Tensor
+    light: Fields
+    data: Tensor
+    left: Tensor
+    objective: float
+
+    @property
+    def misfit(self) -> float:
+        return self.left.square().mean().sqrt().item()
 
 
 def reconstruct(
@@ -128,55 +138,43 @@ def reconstruct(
     The objective falls with every iteration: a step that would raise it is halved, up to six times, and then left.
     Raises what `diffusion` raises.
     """
-    voxel, tissue = lift.coarse(scene.cells, grid), lift.occupied(scene.cells, grid)
-    penalty = Penalty(kind, regularisation, prior, tissue, scene.cells.grid * scene.cells.h / grid)
-    place = (tissue.flatten().long().cumsum(0) - 1)[voxel]  # of each cell's coarse voxel in x
+    readings, tissue = scene.readings, lift.occupied(scene.cells, grid)
+    penalty = Penalty(kind, regularisation, prior, tissue, scene.cube / grid)
+    place = (tissue.flatten().long().cumsum(0) - 1)[lift.coarse(scene.cells, grid)]  # of each cell's voxel in x
+    s, d = readings.pairs.T
 
-    def shine(x: Tensor):
-        values = fit.values[:, None] * x.double().exp()[:, place]
-        system = scene.system(values)
-        light = jacobian.fields_of([system], [scene.readings.sources], [scene.readings.detectors])[0]
-        s, d = scene.readings.pairs.T
-        left = scene.readings.white(scene.readings.difference(light.detectors.read(light.phi)[d, s]))
-        return system, light, left
+    def at(x: Tensor, dual: Tensor) -> Point:
+        system = scene.system(fit.values[:, None] * x.double().exp()[:, place])
+        light = jacobian.fields_of([system], [readings.sources], [readings.detectors])[0]
+        data = readings.difference(light.detectors.read(light.phi)[d, s])
+        left = readings.white(data)
+        value = left.square().sum().item() + regularisation * penalty.of(x, dual)
+        return Point(x, dual, light, data, left, value)
 
-    def objective(left: Tensor, x: Tensor, dual: Tensor) -> float:
-        return left.square().sum().item() + regularisation * penalty.of(x, dual)
+    def linearised(point: Point) -> Linear:
+        phi, J = jacobian.jacobian(point.light.system, point.light, readings.pairs, grid, dtype=torch.complex64)
+        scale = J.real.new_zeros(2, grid, grid, grid)
+        scale[:, tissue] = (fit.values[:, None] * point.x.double().exp()).to(scale.dtype)
+        return lift.linear(readings, rows(J, phi) * scale, point.data, fit.values, tissue, penalty.voxel)
 
-    x = torch.zeros(2, int(tissue.sum()), device=tissue.device)
-    dual = torch.zeros_like(x)
-    system, light, left = shine(x)
-    values, misfits, converged = [objective(left, x, dual)], [left.square().mean().sqrt().item()], False
-    for iteration in range(most):
-        problem = _linear(scene, system, light, left, fit, x, place, grid)
-        better, towards = penalty.step(problem, x, problem.flat @ x.flatten())
-        for halving in range(HALVINGS + 1):
-            share = 0.5**halving
-            trial, pull = x + share * (better - x), dual + share * (towards - dual)
-            ahead = shine(trial)
-            if (value := objective(ahead[2], trial, pull)) < values[-1]:
+    zero = torch.zeros(2, int(tissue.sum()), device=tissue.device)
+    point = at(zero, zero)
+    way, converged = [(point.objective, point.misfit)], False
+    while not converged and len(way) <= most:
+        problem = linearised(point)
+        better, towards = penalty.step(problem, point.x, problem.flat @ point.x.flatten())
+        for share in (0.5**halving for halving in range(HALVINGS + 1)):
+            ahead = at(point.x + share * (better - point.x), point.dual + share * (towards - point.dual))
+            if ahead.objective < point.objective:
                 break
         else:
             converged = True
             break
-        x, dual, (system, light, left) = trial, pull, ahead
-        values.append(value)
-        misfits.append(left.square().mean().sqrt().item())
+        converged = ahead.objective > (1 - ENOUGH) * point.objective
+        point = ahead
+        way.append((point.objective, point.misfit))
         if report:
-            report(iteration, value, misfits[-1])
-        if values[-1] > (1 - ENOUGH) * values[-2]:
-            converged = True
-            break
-    volume = x.new_zeros(2, *tissue.shape)
-    volume[:, tissue] = x
-    return Solution(volume, fit.values, tuple(values), tuple(misfits), converged)
-
-
-def _linear(scene: Scene, system, light, left: Tensor, fit: Fit, x: Tensor, place: Tensor, grid: int) -> Linear:
-    """The readings linearised about the medium of x."""
-    phi, J = jacobian.jacobian(system, light, scene.readings.pairs, grid, dtype=torch.complex64)
-    tissue = lift.occupied(scene.cells, grid)
-    scale = J.real.new_zeros(2, grid, grid, grid)
-    scale[:, tissue] = (fit.values[:, None] * x.double().exp()).to(scale.dtype)
-    by_log = scene.readings.white(rows(J, phi) * scale)
-    return Linear(by_log, left.to(by_log.dtype), by_log[:, 0].square().sum(0), tissue, fit.values, system.cells.h)
+            report(len(way) - 2, *way[-1])
+    volume = zero.new_zeros(2, *tissue.shape)
+    volume[:, tissue] = point.x
+    return Solution(volume, fit.values, *map(tuple, zip(*way, strict=True)), converged)

@@ -95,19 +95,28 @@ def coarse(cells, grid: int) -> Tensor:
     return (i * grid + j) * grid + k
 
 
-def solve(problem: Linear, prior: Prior, lambdas: Sequence[float] = LAMBDAS, offset: Tensor | None = None) -> Tensor:
-    """x (L, 2, g, g, g) for each regularisation. `offset`: J x of where the data were taken, for Gauss-Newton."""
-    data = problem.left if offset is None else problem.left + offset
+def solve(problem: Linear, prior: Prior, lambdas: Sequence[float] = LAMBDAS) -> Tensor:
+    """x (L, 2, g, g, g) for each regularisation."""
+    spread, weights = duals(problem, prior, lambdas)
+    x = problem.J.new_zeros(len(lambdas), 2, *problem.tissue.shape)
+    x[:, :, problem.tissue] = (torch.stack(weights) @ spread).unflatten(1, (2, -1))
+    return x
+
+
+def duals(
+    problem: Linear, prior: Prior, lambdas: Sequence[float], offset: Tensor | float = 0.0
+) -> tuple[Tensor, list[Tensor]]:
+    """J C (2M, 2 V), and for each regularisation the weights (2M,) of its rows that make x up.
+
+    `offset` (2M,) is J x of where the data were taken, for Gauss-Newton.
+    """
     spread = prior.apply(problem.J, problem.tissue, problem.voxel)[:, :, problem.tissue].flatten(1)
     gram = (spread @ problem.flat.T).double()
-    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    found = []
+    eye, data, found = torch.eye(len(gram), dtype=gram.dtype, device=gram.device), problem.left + offset, []
     for regularisation in lambdas:
-        dual = torch.cholesky_solve(data.double()[:, None], torch.linalg.cholesky(gram + regularisation * eye))
-        found.append(spread.T @ dual[:, 0].to(spread.dtype))
-    x = problem.J.new_zeros(len(found), 2, *problem.tissue.shape)
-    x[:, :, problem.tissue] = torch.stack(found).unflatten(1, (2, -1))
-    return x
+        factor = torch.linalg.cholesky(gram + regularisation * eye)
+        found.append(torch.cholesky_solve(data.double()[:, None], factor)[:, 0].to(spread.dtype))
+    return spread, found
 
 
 def back_projection(problem: Linear) -> Tensor:
