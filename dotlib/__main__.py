@@ -75,10 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--every", action="store_true", help="use all pairs, not as many as in training")
     command.add_argument("--grid", type=int, help="refuse a network that answers on another grid")
     for name, text in (
-        ("wavelength", "nm"), ("frequency", "modulation, Hz"), ("radius", "of the tissue, mm; fitted by default"),
-        ("saturation", "amplitude above which a pair is left out"),
+        ("wavelength", "nm"), ("frequency", "modulation, Hz"), ("saturation", "amplitude above it: pairs left out"),
     ):  # fmt: skip
         command.add_argument(f"--{name}", type=float, help=f"of a SNIRF file: {text}")
+    command.add_argument("--radius", type=float, help="of tissue whose surface is unknown, mm; fitted by default")
     command.add_argument("--unit", help="of a SNIRF file's positions, in place of what it says: mm, cm or m")
     command.add_argument("--out", type=Path, help="name of what is written, without suffix; beside the file by default")
     command = add("workbook", _workbook, "Run all notebooks and write the HTML book.", "--profile smoke -p seeds 2")
@@ -204,15 +204,15 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     config, models = reconstruct.networks(arguments.model)
     if arguments.grid not in (None, config.data.grid):
         raise ConfigError(f"--grid {arguments.grid}: the network answers on {config.data.grid}^3")
-    only = ("wavelength", "frequency", "radius", "saturation", "unit")
+    only = ("wavelength", "frequency", "saturation", "unit")
     given = {name: value for name in only if (value := getattr(arguments, name)) is not None}
     if source.suffix == ".snirf":
         units = {"units": {"length": given.pop("unit")}} if "unit" in given else {}
-        recording = reconstruct.from_snirf(source, config, arguments.every, **given, **units)
+        recording = reconstruct.from_snirf(source, config, arguments.every, arguments.radius, **given, **units)
     elif given:
         raise ConfigError(f"--{next(iter(given))}: accepted with a SNIRF file (.snirf)")
     else:
-        recording = reconstruct.from_dataset(source, arguments.phantom, config, arguments.every)
+        recording = reconstruct.from_dataset(source, arguments.phantom, config, arguments.every, arguments.radius)
     found = reconstruct.reconstruct(recording, config, models)
     stem = arguments.out or source.with_name(f"{source.stem}.reconstructed")
     written = reconstruct.save(found, recording, source, stem)

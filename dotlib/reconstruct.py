@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint, evaluation
-from .config import Config, Data, Lift, Measurements, Noise, validate
+from .config import Config, Lift, Measurements, Noise, validate
 from .data import lifts, noise, phantoms, placement, samples, sampling, snirf, store
 from .data.surface import Surface
 from .physics import homogeneous
@@ -76,20 +76,25 @@ def networks(paths: Sequence[Path]) -> tuple[Config, list[nn.Module]]:
     return found[0], models
 
 
-def from_dataset(path: Path, index: int, config: Config, every: bool = False) -> Recording:
-    """Phantom `index` of a dataset file, its surface known; pairs as the network was trained with, or `every` one."""
+def from_dataset(path: Path, index: int, config: Config, every: bool = False, radius: float | None = None) -> Recording:
+    """Phantom `index` of a dataset file; pairs as the network was trained with, or `every` one.
+
+    Its surface is the file's; of a file without phantoms it is taken for a sphere, of `radius` mm where that is known.
+    """
     with store.File(path) as file:
         if not 0 <= index < len(file):
             raise InputError(f"{path}: phantom {index}; 0 to {len(file) - 1} are accepted")
-        if missing := [name for name in ("ellipsoids", *store.MEASURED) if name not in file]:
-            raise InputError(f"{path}: dataset {missing[0]!r} is missing; surface and readings are needed")
-        row = {name: file.raw(name, index, index + 1)[0] for name in ("ellipsoids", *store.MEASURED)}
+        if missing := [name for name in store.MEASURED if name not in file]:
+            raise InputError(f"{path}: dataset {missing[0]!r} is missing; readings are needed")
+        names = [name for name in ("ellipsoids", *store.MEASURED) if name in file]
+        row = {name: file.raw(name, index, index + 1)[0] for name in names}
         held = file.attribute("fields") or file.attribute("configuration")
     measured = json.loads(held).get("measurements", {}) if held else {}
     light = Measurements(**{name: measured[name] for name in ("frequency", "n") if name in measured})
-    chosen, notes = _chosen(row, config.lift, index, every)
-    data = config.data.model_copy(update={"measurements": light})
-    return Recording(row["ellipsoids"][0], lifts.readings(row, chosen, data, config.lift.gain, "cpu"), None, notes)
+    if "ellipsoids" in row and radius is None:
+        return _recording(row, row["ellipsoids"][0], None, light, config, index, every)
+    place, notes = _placed(path, row, radius)
+    return _recording(row, place.tissue, place, light, config, index, every, notes)
 
 
 def from_snirf(
@@ -97,26 +102,40 @@ def from_snirf(
 ) -> Recording:
     """A recording of tissue of unknown surface, which is taken for a sphere; `choices` as in `snirf.read`."""
     found = snirf.read(path, **choices)
-    try:
-        place = placement.place(found.sources, found.detectors, radius)
-    except placement.PlacementError as error:
-        raise InputError(f"{path}: {error}") from None
-    sigma = found.sigma
+    row = {name: getattr(found, name) for name in store.MEASURED}
     notes = [f"{found.wavelength:g} nm, {found.frequency / 1e6:g} MHz"]
-    if np.isnan(sigma).any():
+    if np.isnan(found.sigma).any():
         nominal = noise.sd(np.exp(found.log_amplitude), Noise())
-        sigma = np.where(np.isnan(sigma), nominal, sigma)
+        row["sigma"] = np.where(np.isnan(found.sigma), nominal, found.sigma)
         notes.append("noise taken as nominal where the file has one sample")
-    row = {"sources": place.sources, "detectors": place.detectors, "pairs": found.pairs, "sigma": sigma}
-    row |= {"log_amplitude": found.log_amplitude, "phase": found.phase}
-    chosen, more = _chosen(row, config.lift, 0, every)
     if left_out := [f"{len(pairs)} {why}" for why, pairs in found.excluded.items() if len(pairs)]:
         notes.append(f"left out: {', '.join(left_out)}")
-    notes.append(f"sphere of {place.tissue[3]:.1f} mm fitted, optodes moved by {place.moved:.1f} mm at most")
+    place, more = _placed(path, row, radius)
     light = Measurements(frequency=found.frequency, n=n)
-    data = Data(phantoms=1, grid=config.data.grid, measurements=light)
+    return _recording(row, place.tissue, place, light, config, 0, every, (*notes, *more))
+
+
+def _placed(
+    path: Path, row: dict[str, np.ndarray], radius: float | None
+) -> tuple[placement.Placement, tuple[str, ...]]:
+    """The optodes' sphere and frame, to which the columns' optodes are moved, and what is to be said of it."""
+    try:
+        place = placement.place(row["sources"], row["detectors"], radius)
+    except placement.PlacementError as error:
+        raise InputError(f"{path}: {error}") from None
+    row |= {"sources": place.sources, "detectors": place.detectors}
+    how = "fitted" if radius is None else "given"
+    return place, (f"sphere of {place.tissue[3]:.1f} mm {how}, optodes moved by {place.moved:.1f} mm at most",)
+
+
+def _recording(
+    row: dict[str, np.ndarray], tissue: np.ndarray, place: placement.Placement | None, light: Measurements,
+    config: Config, index: int, every: bool, notes: tuple[str, ...] = (),
+) -> Recording:  # fmt: skip
+    chosen, of_pairs = _chosen(row, config.lift, index, every)
+    data = config.data.model_copy(update={"measurements": light})
     readings = lifts.readings(row, chosen, data, config.lift.gain, "cpu")
-    return Recording(place.tissue, readings, place, (*more, *notes))
+    return Recording(tissue, readings, place, (*of_pairs, *notes))
 
 
 def _chosen(row: dict[str, np.ndarray], chosen: Lift, index: int, every: bool) -> tuple[np.ndarray, tuple[str, ...]]:

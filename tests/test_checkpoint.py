@@ -182,6 +182,36 @@ def test_other_schema_is_refused(saved, monkeypatch):
     assert outcome(saved[0]) == "refused"
 
 
+def alone(path):
+    """The one line in which a file is refused that nobody knows the configuration of."""
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.alone(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    return str(error.value)
+
+
+def test_checkpoint_that_says_its_configuration_is_read_alone(tmp_path):
+    """Bit for bit, with the text as it was given; for those who know the digest it is as any other."""
+    path, about = tmp_path / "x.pt", '{"seed": 3, "name": "µ, \\n"}'
+    checkpoint.save(path, SMALL, "c0", about)
+    found, state = checkpoint.alone(path)
+    assert found == about and same(state, SMALL) and outcome(path) == "same"
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    assert "damaged" in alone(path)
+    assert "no such checkpoint" in alone(tmp_path / "none.pt")
+
+
+def test_checkpoint_of_earlier_code_is_read_by_its_digest_only(saved):
+    """Saved without a configuration, or by code that had no place for one."""
+    path, _ = saved
+    assert "holds no configuration, being of earlier code" in alone(path) and outcome(path) == "same"
+    content = torch_bytes({"schema": checkpoint.SCHEMA, "config": "c0", "state": SMALL})
+    path.write_bytes(content + hashlib.sha256(content).hexdigest().encode())
+    assert "holds no configuration, being of earlier code" in alone(path) and outcome(path) == "same"
+
+
 @pytest.mark.parametrize("point", ["replace", "fsync"])
 @pytest.mark.parametrize("writer", ["save", "write"])
 def test_interrupted_write_leaves_the_old_file(saved, monkeypatch, point, writer):

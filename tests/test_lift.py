@@ -101,14 +101,6 @@ def test_solution_in_measurement_space_is_that_in_parameter_space(problem):
         assert np.abs(flat(x, linear.tissue) - exact).max() < 1e-4 * np.abs(exact).max()
 
 
-def test_offset_moves_the_data(problem):
-    """Data J x about a medium x are data about the homogeneous one."""
-    _, _, linear = problem
-    moved = torch.randn(len(linear.left), generator=torch.Generator().manual_seed(2))
-    there = dataclasses.replace(linear, left=linear.left + moved)
-    np.testing.assert_allclose(lift.solve(linear, PRIOR, (1.0,), moved), lift.solve(there, PRIOR, (1.0,)), atol=1e-6)
-
-
 def test_linearised_readings_are_whitened_derivatives_by_the_logarithms(problem):
     """In double precision and by numpy's least squares, with the fit's values as what x refers to."""
     place, fit, linear = problem

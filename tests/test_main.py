@@ -17,7 +17,7 @@ from dotlib import arms, bench, config, records, study, trainer, workbook
 from dotlib.data import checks, phantoms, simulate, store
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("simulate", "check", "study", "status", "judge", "workbook", "bench")
+COMMANDS = ("simulate", "check", "study", "status", "judge", "reconstruct", "workbook", "bench")
 
 
 @pytest.fixture
@@ -66,6 +66,7 @@ def refused(capsys, code, *arguments):
         ("workbook --profile smoke", ("notebooks", "no notebook")),
         ("workbook --profile smoke --notebook none.ipynb", ("none.ipynb", "no notebook")),
         ("workbook --profile smoke -p seeds [", ("--parameter",)),
+        ("reconstruct none.h5 --model none.pt", ("none.pt", "no such checkpoint")),
         ("bench sleep", ("unknown benchmark 'sleep'", "phantoms, training")),
         ("bench phantoms --profile large", ("unknown profile 'large'", "smoke, quick, full")),
     ],
@@ -88,6 +89,9 @@ def test_outside_the_project_is_one_line(tmp_path, monkeypatch, capsys, line):
     [
         "",
         "reconstruct",
+        "reconstruct own.h5",
+        "reconstruct own.h5 --model",
+        "reconstruct own.snirf --model last.pt --radius wide",
         "check",
         "simulate --grid fine",
         "study",
@@ -120,7 +124,7 @@ def test_help_shows_an_example_that_is_accepted(capsys, monkeypatch, name):
 def test_help_lists_every_command(capsys):
     with pytest.raises(SystemExit):
         command.main(["--help"])
-    listed = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE)
+    listed = re.findall(r"^    (\w+)(?: |$)", capsys.readouterr().out, re.MULTILINE)
     assert tuple(listed) == COMMANDS
 
 

@@ -215,8 +215,29 @@ def test_evaluate_does_not_depend_on_the_chunk():
     assert whole["nrmse"].equal(metrics.nrmse(clamped, truth, masks.tissue))
     assert whole["nrmse_unclamped"].equal(metrics.nrmse(pred, truth, masks.tissue))
     assert whole["legacy_rmse"].equal(metrics.legacy_rmse(pred, truth))
+    mean = truth.mean(0, keepdim=True).expand_as(truth)
+    for name, inside in (("covered", covered), ("uncovered", ~covered)):
+        assert whole[f"nrmse_{name}"].equal(metrics.nrmse(clamped, truth, masks.tissue & inside))
+    assert whole["skill_mean_covered"].equal(metrics.skill(clamped, truth, mean, masks.tissue & covered))
     noise = metrics.background_noise(clamped, truth, masks.background & covered)
     assert whole["background_noise_covered"].equal(noise)
+
+
+def test_covered_columns_are_those_of_their_voxels():
+    """In numpy, over the tissue that a probe sees and the rest of it; without coverage there are no such columns."""
+    covered = torch.zeros_like(LABELS, dtype=torch.bool)
+    covered[:, :, :, 20:] = True
+    found, tissue = columns("blur", covered=covered), LABELS[0].numpy() > 0
+    pred, truth, own = (v[0].double().numpy() for v in (BLUR, TRUTH, OWN))
+    for part, seen in (("covered", covered[0].numpy()), ("uncovered", ~covered[0].numpy())):
+        p, t, o = (v[:, tissue & seen] for v in (pred, truth, own))
+        error = np.sqrt(((p - t) ** 2).mean(1) / (t**2).mean(1))
+        np.testing.assert_allclose(found[f"nrmse_{part}"][0], error, rtol=1e-5)
+        if part == "covered":
+            skill = 1 - ((p - t) ** 2).sum(1) / ((o - t) ** 2).sum(1)
+            np.testing.assert_allclose(found["skill_own_covered"][0], skill, rtol=1e-4)
+    assert (found["nrmse_covered"] != found["nrmse_uncovered"]).all()
+    assert not [name for name in columns("blur") if "covered" in name]
 
 
 @pytest.mark.parametrize(

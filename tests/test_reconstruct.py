@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
-from test_snirf import by_hand, probe
+from test_snirf import by_hand, probe, single
 from tiny import RECORDED, tiny
 from torch import nn
 
@@ -19,6 +19,7 @@ from dotlib.data import phantoms, snirf, store
 
 DATA = RECORDED.model_copy(update={"grid": 16})
 SPHERE = ((3.0, -5.0, 14.0), 5.0, 2.5, 1.0)  # centre, radius, mm; factors of mua and musp
+STILL = Rotation.identity()
 TURNED = Rotation.from_rotvec([0.9, -0.7, 1.1]), np.array([100.0, -30.0, 12.0])
 CYCLED = Rotation.from_matrix(np.eye(3)[[2, 0, 1]]), np.array([5.0, 6.0, 7.0])  # x to y to z to x
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,7 +57,7 @@ def models(tmp_path_factory):
     return found
 
 
-def recording(turn=Rotation.identity(), shift=(0, 0, 0), gain=1.0, offset=0.0, **changes):
+def recording(turn=STILL, shift=(0, 0, 0), gain=1.0, offset=0.0, **changes):
     """What 16 optodes read of a ball with a sphere in it, moved in space, by an instrument of some gain."""
     sources, detectors, pairs, phi = (v.numpy() for v in ball.light(32, (SPHERE,)))
     fields = {
@@ -132,12 +133,12 @@ def test_dataset_file_gives_volumes_in_its_frame(tmp_path, capsys, recorded, mod
 
 def test_fit_of_a_recording_is_its_background(capsys, file, models):
     """Of the ball without a sphere, by the model that made its readings."""
-    sources, detectors, pairs, phi = (v.numpy() for v in ball.light(32))
+    phi = ball.light(32)[3].numpy()
     flat = {"log_amplitude": np.log(np.abs(phi)), "phase": -np.angle(phi)}
     _, paths = written(capsys, file(**flat), "--model", models["seed0"], "--every")
     held = volumes(paths)
     np.testing.assert_allclose(held["fitted"], ball.VALUES, rtol=0.02)
-    assert held["misfit"] < 0.1
+    assert held["misfit"] < 1
 
 
 def test_several_networks_give_mean_and_sd(tmp_path, capsys, recorded, models):
@@ -208,7 +209,7 @@ class Follow(nn.Module):
 @pytest.mark.parametrize("moved", [(), CYCLED, TURNED], ids=["as it is", "axes exchanged", "turned"])
 def test_largest_absorption_lies_where_the_sphere_is(file, moved):
     """In the file's millimetres, within two voxels, by the affine and by the summary."""
-    turn, shift = moved or (Rotation.identity(), np.zeros(3))
+    turn, shift = moved or (STILL, np.zeros(3))
     c, path = configured(lift=config.Lift(count=60)), file(*moved)
     source = reconstruct.from_snirf(path, c)
     found = reconstruct.reconstruct(source, c, [Follow()])
@@ -244,7 +245,7 @@ def test_summary_says_what_was_done(capsys, file, models):
     line, _ = written(capsys, file(log_amplitude=amplitude), "--model", models["seed0"])
     assert "left out: 1 dark" in line and f"16 of {len(nothing) - 1} pairs" in line and "nominal" not in line
     line, _ = written(capsys, file(), "--model", models["seed0"], "--radius", "25.5")
-    assert "sphere of 25.5 mm fitted" in line
+    assert "sphere of 25.5 mm given" in line
 
 
 def test_recording_of_a_dataset_has_its_modulation(tmp_path, recorded, models):
@@ -254,9 +255,21 @@ def test_recording_of_a_dataset_has_its_modulation(tmp_path, recorded, models):
     path = tmp_path / "other.h5"
     path.write_bytes(recorded.read_bytes())
     with h5py.File(path, "r+") as held:
-        held.attrs["configuration"] = np.bytes_(store.identity(other))
+        held.attrs["fields"] = np.bytes_(store.identity(other, every=True))
     found = [reconstruct.from_dataset(where, 0, c).readings for where in (recorded, path)]
     assert [(one.frequency, one.n) for one in found] == [(140e6, 1.33), (2e8, 1.4)]
+
+
+def test_both_formats_give_the_same_volumes(tmp_path, capsys, file, models):
+    """A dataset file without surfaces is taken for a sphere, as a SNIRF file is."""
+    one = recording()
+    columns = {name: getattr(one, name)[None].astype(store.COLUMNS[name].dtype) for name in store.MEASURED}
+    store.write(tmp_path / "ball.h5", columns | {"checks": np.zeros(1, "i4")}, {})
+    line, paths = written(capsys, tmp_path / "ball.h5", "--model", models["seed0"], "--out", tmp_path / "own")
+    assert "sphere of 26.0 mm fitted" in line
+    found, expected = (volumes(p) for p in (paths, written(capsys, file(), "--model", models["seed0"])[1]))
+    for name in ("mua", "musp", "affine"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +297,7 @@ def test_networks_that_do_not_serve_are_one_line(tmp_path, capsys, recorded, mod
         *(
             (f"--{name} {value}", (f"--{name}", "SNIRF file (.snirf)"))
             for name, value in (
-                ("wavelength", 850), ("frequency", 1.4e8), ("radius", 25), ("saturation", 1), ("unit", "cm"),
+                ("wavelength", 850), ("frequency", 1.4e8), ("saturation", 1), ("unit", "cm"),
             )
         ),
     ],
@@ -338,22 +351,23 @@ def test_readings_of_no_tissue_are_one_line(capsys, file, models, name):
 def test_choices_of_a_snirf_file_are_asked_for_and_taken(tmp_path, capsys, models):
     """Several wavelengths and frequencies; other units; no frequency data."""
     path, wanted, use = tmp_path / "several.snirf", recording(), ("--model", models["seed0"])
-    by_hand(path, wanted)
-    assert "which wavelength? accepted: 760, 850 nm" in refused(capsys, path, *use)
-    assert "which modulation frequency?" in refused(capsys, path, *use, "--wavelength", 850)
-    assert "no wavelength 800" in refused(capsys, path, *use, "--wavelength", 800)
-    chosen = (*use, "--wavelength", 850, "--frequency", 140e6, "--every")
-    expected = volumes(written(capsys, path, *chosen)[1])
+    snirf.write(path, single(wanted))
+    expected = volumes(written(capsys, path, *use, "--every")[1])
     by_hand(path, wanted, length="cm", degrees=True)
-    np.testing.assert_allclose(volumes(written(capsys, path, *chosen)[1])["mua"], expected["mua"], rtol=1e-3)
     with h5py.File(path, "r+") as held:
         del held["nirs/metaDataTags/LengthUnit"]
-    assert "LengthUnit is missing; accepted: mm, cm, m" in refused(capsys, path, *chosen)
-    assert "LengthUnit is 'inch'" in refused(capsys, path, *chosen, "--unit", "inch")
-    found = volumes(written(capsys, path, *chosen, "--unit", "cm")[1])
-    np.testing.assert_allclose(found["mua"], expected["mua"], rtol=1e-3)
+    assert "LengthUnit is missing; accepted: mm, cm, m" in refused(capsys, path, *use)
+    assert "LengthUnit is 'inch'" in refused(capsys, path, *use, "--unit", "inch")
+    use = (*use, "--unit", "cm", "--every")
+    assert "which wavelength? accepted: 760, 850 nm" in refused(capsys, path, *use)
+    assert "no wavelength 800" in refused(capsys, path, *use, "--wavelength", 800)
+    assert "which modulation frequency?" in refused(capsys, path, *use, "--wavelength", 850)
+    use = (*use, "--wavelength", 850, "--frequency", 140e6)
+    line, paths = written(capsys, path, *use)
+    np.testing.assert_allclose(volumes(paths)["mua"], expected["mua"], rtol=1e-3, atol=1e-7)
+    assert f": {len(wanted.pairs)} pairs;" in line and "left out" not in line
     limit = np.exp(wanted.log_amplitude).max() * 0.999
-    assert "left out: 1 saturated" in written(capsys, path, *chosen, "--unit", "cm", "--saturation", limit)[0]
+    assert "left out: 1 saturated" in written(capsys, path, *use, "--saturation", limit)[0]
     snirf.write(path, probe())
     with h5py.File(path, "r+") as held:
         for k in range(40):
