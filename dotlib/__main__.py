@@ -67,11 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     command = add("judge", _judge, "Judge the roadmap's finished runs on other phantoms.", "--profile quick --record")
     command.add_argument("--record", action="store_true", help="write the judgements to results/")
     command = add("reconstruct", _reconstruct, "Reconstruct one recording.", "data/F.h5 --model runs/R/last.pt", False)
-    command.add_argument("file", type=Path, help="a SNIRF file (.snirf), or a dataset file with its surfaces")
+    command.add_argument("file", type=Path, help="a SNIRF file (.snirf), or a dataset file")
     command.add_argument(
         "--model", type=Path, nargs="+", required=True, help="checkpoints; of several seeds: with an sd"
     )
-    command.add_argument("--phantom", type=int, default=0, help="of a dataset file; 0 by default")
+    command.add_argument("--phantom", type=int, help="of a dataset file; 0 by default")
     command.add_argument("--every", action="store_true", help="use all pairs, not as many as in training")
     command.add_argument("--grid", type=int, help="refuse a network that answers on another grid")
     for name, text in (
@@ -205,6 +205,8 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     if arguments.grid not in (None, config.data.grid):
         raise ConfigError(f"--grid {arguments.grid}: the network answers on {config.data.grid}^3")
     only = ("wavelength", "frequency", "saturation", "unit")
+    if source.suffix == ".snirf" and arguments.phantom is not None:
+        raise ConfigError(f"--phantom {arguments.phantom}: accepted with a dataset file")
     given = {name: value for name in only if (value := getattr(arguments, name)) is not None}
     if source.suffix == ".snirf":
         units = {"units": {"length": given.pop("unit")}} if "unit" in given else {}
@@ -212,7 +214,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     elif given:
         raise ConfigError(f"--{next(iter(given))}: accepted with a SNIRF file (.snirf)")
     else:
-        recording = reconstruct.from_dataset(source, arguments.phantom, config, arguments.every, arguments.radius)
+        recording = reconstruct.from_dataset(source, arguments.phantom or 0, config, arguments.every, arguments.radius)
     found = reconstruct.reconstruct(recording, config, models)
     stem = arguments.out or source.with_name(f"{source.stem}.reconstructed")
     written = reconstruct.save(found, recording, source, stem)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -208,7 +208,8 @@ def _line(model: type[BaseModel], error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         owner: Any = model
         for part in error["loc"][:-1]:
-            owner = owner.model_fields[part].annotation
+            kind = owner.model_fields[part].annotation
+            owner = next((k for k in get_args(kind) if k is not type(None)), kind)  # of an optional part too
         return f"unknown field {place}; accepted: {', '.join(owner.model_fields)}"
     if error["type"] == "missing":
         return f"{place} is missing"

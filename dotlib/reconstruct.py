@@ -17,7 +17,7 @@ from . import checkpoint, evaluation
 from .config import Config, Lift, Measurements, Noise, validate
 from .data import lifts, noise, phantoms, placement, samples, sampling, snirf, store
 from .data.surface import Surface
-from .physics import homogeneous
+from .physics import diffusion, homogeneous
 from .physics.rytov import Readings
 
 TASK = "reconstruct"
@@ -161,13 +161,12 @@ def reconstruct(recording: Recording, config: Config, models: Sequence[nn.Module
         surface = Surface(recording.tissue)
         scene = homogeneous.Scene.of(surface, recording.readings, config.data.light_grid, phantoms.CUBE)
         fit = homogeneous.fit([scene])[0]
-    except (homogeneous.FitError, ValueError) as error:
+        kind = config.lift.kind
+        lifted = (
+            lifts.closed(surface, scene.readings) if kind == "closed-form" else lifts.channels(config.lift, scene, fit)
+        )
+    except (homogeneous.FitError, diffusion.ConvergenceError, ValueError) as error:
         raise InputError(str(error).replace("object 0", "the readings")) from None
-    lifted = (
-        lifts.channels(config.lift, scene, fit)
-        if config.lift.kind != "closed-form"
-        else lifts.closed(surface, recording.readings)
-    )
     seen = samples.joined(lifted[None], fraction(recording.tissue, grid)).float()
     found = torch.cat([evaluation.predict(model, seen) for model in models]).clamp_min(0)
     sd = found.std(0).numpy() if len(models) > 1 else None

@@ -155,6 +155,8 @@ def test_config_is_frozen(model, field):
             for name in STILL
         ),
         (RECONSTRUCT | {"augment": {}}, ("augment.rotation = 5", "'symmetry' moves", "lift.draws are fresh noise")),
+        (RECONSTRUCT | {"lift": {"counts": 9}}, ("unknown field lift.counts", "accepted: kind, steps, pattern, count")),
+        ({"augment": {"turn": 9}}, ("unknown field augment.turn", "accepted: rotation, elastic")),
         (RECONSTRUCT | {"lift": {"count": 0}}, ("lift.count", "greater than 0")),
         (RECONSTRUCT | {"lift": {"draws": 0}}, ("lift.draws", "greater than 0")),
         (RECONSTRUCT | {"lift": {"steps": 3}}, ("lift.steps", "1 or 2")),

@@ -24,7 +24,7 @@ APART = 1e-4  # of them, for derivatives
 def fit(readings: Readings) -> tuple[Tensor, Tensor]:
     """mua and musp (2,), mm^-1, of a half-space with the same straight-line separations, and its readings (M,).
 
-    Gauss-Newton with unknown gains left free. Raises FitError where they leave what tissue can have, or do not settle.
+    Gauss-Newton with unknown gains left free. Raises FitError where they do not settle within what tissue can have.
     """
     s, d = readings.pairs.T
     separation = (readings.sources[s] - readings.detectors[d]).norm(dim=1).cpu().numpy()

@@ -6,6 +6,7 @@ a Gaussian prior, or total variation, smoothed at BEND and solved by lagged diff
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import jacobian, lift
+from . import diffusion, jacobian, lift
 from .homogeneous import Fit, Scene
 from .jacobian import Fields
 from .lift import Linear, Prior
@@ -135,8 +136,8 @@ def reconstruct(
 ) -> Solution:
     """Reconstruct one object from a homogeneous fit of it, in at most `most` iterations.
 
-    The objective falls with every iteration: a step that would raise it is halved, up to six times, and then left.
-    Raises what `diffusion` raises.
+    The objective falls with every iteration: a step that would raise it, or leads to a medium without a
+    solution, is halved, up to six times, and then left.
     """
     readings, tissue = scene.readings, lift.occupied(scene.cells, grid)
     penalty = Penalty(kind, regularisation, prior, tissue, scene.cube / grid)
@@ -164,9 +165,10 @@ def reconstruct(
         problem = linearised(point)
         better, towards = penalty.step(problem, point.x, problem.flat @ point.x.flatten())
         for share in (0.5**halving for halving in range(HALVINGS + 1)):
-            ahead = at(point.x + share * (better - point.x), point.dual + share * (towards - point.dual))
-            if ahead.objective < point.objective:
-                break
+            with contextlib.suppress(diffusion.ConvergenceError):  # of a medium that no field comes through
+                ahead = at(point.x + share * (better - point.x), point.dual + share * (towards - point.dual))
+                if ahead.objective < point.objective:
+                    break
         else:
             converged = True
             break
