@@ -11,6 +11,7 @@ from torch import nn
 from dotlib import config, evaluation, losses, metrics, trainer
 from dotlib.data import dataset
 from dotlib.data.phantoms import MUA, MUSP
+from dotlib.data.samples import Samples
 from dotlib.data.split import NAMES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,7 +80,7 @@ def test_validation_agrees_with_its_definition(monkeypatch, batch, at_once):
         trainer, "predict", lambda model, few, *rest: (given.append(len(few)), plain(model, few, *rest))[1]
     )
     criterion = losses.Criterion(config.Loss(), model.standard)
-    row = trainer.validate(model, volumes, data.tissue("validation"), criterion, torch.float32)
+    row = trainer.validate(model, Samples(c, volumes), data.tissue("validation"), criterion, torch.float32)
     with torch.no_grad():
         predicted, truth = model.eval()(volumes.float()).numpy(), volumes.double().numpy()
     assert (predicted < 0).any() and given == ([len(volumes)] if at_once == 64 else [3, len(volumes) - 3])

@@ -25,7 +25,7 @@ def test_slow_saving_is_put_off(tmp_path, monkeypatch, save_every, cost, wait):
     """To a hundredth of the time, by 300 s at most; by a clock that only saving and the test move."""
     now, saved = [0.0], []
 
-    def save(path, state, digest):
+    def save(path, state, digest, about):
         if path.name == "last.pt":
             saved.append(now[0])
             now[0] += cost

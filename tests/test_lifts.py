@@ -32,6 +32,7 @@ def inline(one_thread):
     """Workers are this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simulate, "ProcessPoolExecutor", Inline)
+        patch.setattr(simulate, "_pace", lambda shard: 0.0)  # nothing is made twice for the time it takes
         yield
 
 
@@ -230,7 +231,7 @@ def test_any_work_fills_a_file_in_its_order(inline, tmp_path, capsys):
     simulate.fill(numbers, path)
     asked = [*numbers.asked]
     simulate.fill(numbers, path)
-    assert numbers.asked == asked and asked[-3:] == [(0, 16), (16, 16), (32, 3)]
+    assert numbers.asked == asked and asked == [(0, 16), (16, 16), (32, 3)]
     assert "35 of 35 phantoms to count" in capsys.readouterr().err
     with store.File(path) as file:
         assert (file.attribute("configuration"), file.attribute("fields")) == ("numbers", "numbers in full")

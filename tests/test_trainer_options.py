@@ -22,7 +22,7 @@ from tiny import (
 from torch import nn
 
 from dotlib import checkpoint, config, evaluation, losses, optim, trainer
-from dotlib.data import dataset
+from dotlib.data import dataset, samples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,8 +63,8 @@ def test_average_is_what_is_judged(tmp_path, monkeypatch):
     model, data = evaluation.network(c), dataset.load(c.data)
     model.load_state_dict(found)
     model = model.to(memory_format=torch.channels_last_3d)
-    volumes, tissue = data.volumes("validation").half(), data.tissue("validation")
-    row = trainer.validate(model, volumes, tissue, losses.Criterion(config.Loss(), model.standard), torch.float32)
+    shown, tissue = samples.of(c, data, "validation"), data.tissue("validation")
+    row = trainer.validate(model, shown, tissue, losses.Criterion(config.Loss(), model.standard), torch.float32)
     assert row == {key: history.epochs[key].iloc[-1] for key in row}
     judged = evaluation.judge(model.eval(), data).assign(checkpoint="last")
     assert judged.equals(history.metrics[history.metrics.checkpoint == "last"])
