@@ -14,7 +14,7 @@ from .bench_forward import readings as forward
 from .bench_rows import rate, row
 from .config import LIFTED, Noise, Profile
 from .data import noise, phantoms
-from .physics import closed_form, gauss_newton, homogeneous, jacobian, lift
+from .physics import closed_form, diffusion, gauss_newton, homogeneous, jacobian, lift
 from .physics.homogeneous import Scene
 from .physics.lift import Linear
 from .physics.rytov import Readings
@@ -70,20 +70,24 @@ def recorded(grid: int, device: str) -> tuple[Scene, Tensor]:
 
 
 def by_pairs(fit: homogeneous.Fit, pairs: Tensor, at_once: int = 64) -> Tensor:
-    """One of the two channels, (M, 16^3), from each pair's own products in every cell: the plain way."""
-    system, light = fit.system, fit.light
-    voxel, out = lift.coarse(system.cells, LIFTED), []
-    weight = (system.cells.volume * system.cells.h**3)[:, None]
+    """-psi^T dA phi by mua and D, (M, 2, 16^3), from each pair's own products in every cell: the plain way."""
+    light, cells, D = fit.light, fit.system.cells, fit.system.D[0]
+    voxel, out = lift.coarse(cells, LIFTED), []
     for few in pairs.split(at_once):
         s, d = few.T
         zero = light.phi.new_zeros(1, len(few))
         a, b = torch.cat([light.phi[:, s], zero]), torch.cat([light.psi[:, d], zero])
-        total = weight * a[:-1] * b[:-1]
+        product = a[:-1] * b[:-1]
+        # by D a face's conductance changes by half from either side, the wall's by what is in series with it
+        depth = cells.depth / D
+        slope = cells.wall * cells.h**2 * depth / (D * (2 * fit.system.A + depth) ** 2)
+        by_D = torch.where(depth > -diffusion.OUTSIDE * fit.system.A, slope, 0.0)[:, None] * product
         for face in range(6):
-            other = system.cells.neighbour[:, face]
-            total += system.coupling[:, face, None] * (a[:-1] - a[other]) * (b[:-1] - b[other])
-        out.append(zero.new_zeros(LIFTED**3, len(few)).index_add_(0, voxel, total))
-    return torch.cat(out, 1).T
+            other = cells.neighbour[:, face]
+            by_D += (cells.aperture[:, face, None] * cells.h / 2) * (a[:-1] - a[other]) * (b[:-1] - b[other])
+        parts = ((cells.volume * cells.h**3)[:, None] * product, by_D)
+        out.append(-torch.stack([zero.new_zeros(LIFTED**3, len(few)).index_add_(0, voxel, part) for part in parts]))
+    return torch.cat(out, 2).permute(2, 0, 1)
 
 
 def among_voxels(problem: Linear, prior: lift.Prior) -> Tensor:

@@ -1,6 +1,7 @@
 """Benchmarks: what they print, and that a baseline does the same work."""
 
 import json
+import math
 import subprocess
 import time
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 import torch
 
 from dotlib import __main__ as command
-from dotlib import bench, bench_forward, bench_rows, config
+from dotlib import bench, bench_forward, bench_lift, bench_rows, config
 from dotlib.data import phantoms
+from dotlib.physics import geometry, homogeneous, jacobian, lift
 from dotlib.sections import step_profile
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,6 +77,42 @@ def test_forward_prints_a_json_object_a_line(capsys):
     assert of_unit(rows, "iterations")[0]["value"] < 100 and 0.05 < of_unit(rows, "GB")[0]["value"] < 100
 
 
+@pytest.mark.slow
+def test_lift_prints_a_json_object_a_line(capsys):
+    rows = rows_of("lift", capsys)
+    assert_rows(rows)
+    assert sum(bool(row["baseline"]) for row in rows) == 5
+
+
+def test_plain_sensitivity_is_that_of_the_fields():
+    """It leaves out what the tissue around an optode does to its operator, and nothing else."""
+    scene, pairs = bench_lift.recorded(32, "cpu")
+    fit, few = homogeneous.fit([scene])[0], pairs[::100]
+    found = bench_lift.by_pairs(fit, few, 4)
+    expected = jacobian.jacobian(fit.system, fit.light, few, 16, "mua D")[1].flatten(2)
+    near = torch.zeros(len(few), 16**3, dtype=torch.bool)
+    places = geometry.centres(torch.arange(16**3), 16, 4.0)
+    for points in (scene.readings.sources[few[:, 0]], scene.readings.detectors[few[:, 1]]):
+        near |= (places - points[:, None]).norm(dim=-1) < 4 * math.sqrt(3) / 2 + 3.6 * 2 + 2
+    scale = expected.abs().amax(2, keepdim=True)
+    error = ((found - expected) / scale).abs().amax(1)
+    assert error[~near].max() < 1e-9 and error[near].max() > 1e-3
+
+
+def test_solutions_among_voxels_and_readings_agree():
+    """On a problem with few voxels; the plain one is regularised a little more, lest the covariance be singular."""
+    generator = torch.Generator().manual_seed(0)
+    tissue = torch.zeros(16, 16, 16, dtype=torch.bool)
+    tissue[6:9, 6:9, 6:9] = True
+    J = torch.randn(20, 2, 16, 16, 16, generator=generator) * tissue
+    problem = lift.Linear(J, torch.randn(20, generator=generator), J[0, 0], tissue, torch.ones(2), 4.0)
+    prior = lift.Prior()
+    x = lift.solve(problem, prior, (1.0,))[0][:, tissue].flatten()
+    torch.testing.assert_close(
+        bench_lift.among_voxels(problem, prior).float(), x, atol=2e-3 * x.abs().max().item(), rtol=0
+    )
+
+
 def test_overhead_is_of_a_run_of_that_length(monkeypatch):
     """The run is made longer until it lasts as long as is asked for; its parts add up to it."""
     asked = []
@@ -106,7 +144,7 @@ def test_gpu_script_names_what_there_is(tmp_path):
     files = [word for word in words if word.startswith(("tests/", "notebooks/", "benchmarks/"))]
     assert len(files) == 3 and all((ROOT / name).is_file() for name in files)
     assert {path.name for path in (tmp_path / "out").glob("*.jsonl")} == {
-        "forward.jsonl", "training.jsonl", "overhead.jsonl"
+        "forward.jsonl", "lift.jsonl", "training.jsonl", "overhead.jsonl"
     }  # fmt: skip
     (tmp_path / "calls").unlink()
     done = subprocess.run(["bash", *script, "tests", "training"], capture_output=True, text=True)
@@ -142,7 +180,7 @@ def test_table_names_the_machine_and_leaves_missing_ratios_empty(capsys, monkeyp
 
 def test_unknown_part_is_one_line():
     with pytest.raises(
-        config.ConfigError, match=r"^unknown benchmark 'sleep'; accepted: phantoms, training, forward, overhead$"
+        config.ConfigError, match=r"^unknown benchmark 'sleep'; accepted: phantoms, training, forward, lift, overhead$"
     ):
         bench.run("sleep", config.profile("smoke"))
 

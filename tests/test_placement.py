@@ -55,7 +55,7 @@ def test_sphere_through_points_of_a_sphere_is_that_sphere(centre, radius, number
 @pytest.mark.parametrize(("radius", "held"), [(12.0, 20.0), (60.0, 29.0), (2e4, 29.0)])
 def test_sphere_that_the_cube_does_not_hold_is_the_nearest_that_it_does(radius, held, turn):
     """It touches the patch from the side of the curvature's centre, be that above or below."""
-    points = patch(radius, (5, 6, 7), reach=min(0.9, 25 / radius), turn=turn)
+    points = patch(radius, np.array([5, 6, 7]) - turn.apply([0, 0, radius]), reach=min(0.9, 25 / radius), turn=turn)
     row = placement.sphere(points)
     np.testing.assert_allclose(row[AXES], held)
     outward = (points.mean(0) - row[CENTRE]) / np.linalg.norm(points.mean(0) - row[CENTRE])
@@ -115,6 +115,16 @@ def test_patch_is_centred_on_z_and_optodes_lie_on_the_sphere(points):
     assert (found.sources.shape, found.detectors.shape) == ((12, 3), (len(points) - 12, 3))
     moved = np.linalg.norm(found.turn.apply(points - found.origin) - optodes(found), axis=1)
     assert found.moved == pytest.approx(moved.max(), abs=1e-6)
+
+
+@pytest.mark.parametrize("axis", np.concatenate([np.eye(3), -np.eye(3)]))
+def test_frame_is_a_rotation_where_the_patch_faces_an_axis(axis):
+    turn = Rotation.align_vectors([axis], [[0, 0, 1.0]])[0]
+    ring = np.pi / 4 * np.arange(8)
+    points = 25 * turn.apply(np.stack([0.6 * np.cos(ring), 0.6 * np.sin(ring), np.full(8, 0.8)], 1))
+    matrix = placed(points, sources=3).turn.as_matrix()
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(3), atol=1e-9)
+    np.testing.assert_allclose(matrix @ axis, (0, 0, 1), atol=1e-9)
 
 
 def test_optodes_of_a_sphere_keep_their_distances():

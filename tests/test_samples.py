@@ -141,6 +141,9 @@ def test_draws_and_motions_are_uniform_and_independent():
     np.add.at(counts, tuple(np.array(found).T), 1)
     assert stats.chisquare(counts.sum((0, 2))).pvalue > 0.01 and stats.chisquare(counts.sum((0, 1))).pvalue > 0.01
     assert stats.chi2_contingency(counts.sum(0)).pvalue > 0.01
+    (_, *first), (_, *second) = (np.array(found)[i::P].T for i in (0, 1))  # neighbours in a batch
+    for one, other in zip(first, second, strict=True):
+        assert stats.chi2_contingency(stats.contingency.crosstab(one, other).count).pvalue > 0.01
     assert stats.chi2_contingency(counts.sum(2)).pvalue > 0.01 and stats.chi2_contingency(counts.sum(1)).pvalue > 0.01
 
 

@@ -62,8 +62,11 @@ class Lifts:
         drawn = {i: [self._draw(columns, i, first + i, draw, device) for draw in self._draws(first + i)] for i in used}
         if self.lift.kind == "closed-form":
             for i, draws in drawn.items():
-                for draw, one in enumerate(draws):
-                    out[i, draw] = closed(Surface(columns["ellipsoids"][i, 0]), one).cpu().numpy()
+                try:
+                    for draw, one in enumerate(draws):
+                        out[i, draw] = closed(Surface(columns["ellipsoids"][i, 0]), one).cpu().numpy()
+                except homogeneous.FitError as error:
+                    raise SimulationError(f"lift: {str(error).replace('object 0', f'phantom {first + i}')}") from None
             return {"lift": out, "checks": np.zeros(count, "i4")}
         scenes = {i: self._scene(columns, i, draws[0], device) for i, draws in drawn.items()}
         for (i, place), fit in zip(scenes.items(), fitted(scenes, first), strict=True):
