@@ -47,27 +47,31 @@ class Placement:
 
 
 def sphere(points: np.ndarray, radius: float | None = None) -> np.ndarray:
-    """The row (13,) of the sphere nearest to points (N, 3), mm, in least squares; of `radius`, or of one in RADII.
+    """The row (13,) of the sphere nearest to points (N, 3), mm, in least squares; of `radius`, or of one, in RADII.
 
     The patch of an ellipsoid may be flatter than any sphere that the cube holds: then the largest is fitted.
     """
     if len(points) < LEAST or not np.isfinite(points).all():
         raise PlacementError(f"sphere: {len(points)} optodes; {LEAST} with finite positions at least are accepted")
-    system = np.column_stack([2 * points, np.ones(len(points))])
-    solution, _, rank, _ = np.linalg.lstsq(system, (points**2).sum(1), rcond=1e-9)
+    if radius is not None and not RADII[0] <= radius <= RADII[1]:
+        raise PlacementError(f"sphere: radius {radius:g} mm; {RADII[0]:g} to {RADII[1]:g} mm are accepted")
+    middle = points.mean(0)
+    near = points - middle  # positions may be metres from the origin
+    system = np.column_stack([2 * near, np.ones(len(near))])
+    solution, _, rank, _ = np.linalg.lstsq(system, (near**2).sum(1), rcond=1e-9)
     found = np.sqrt(max(solution[3] + (solution[:3] ** 2).sum(), 0))
     if radius is None and rank == 4 and RADII[0] <= found <= RADII[1]:
-        return _row(solution[:3], found)
-    held = float(np.clip(found if radius is None else radius, *RADII)) if rank == 4 or radius else RADII[1]
-    start = points.mean(0) - held * _outward(points, solution[:3] if rank == 4 else None)
-    fit = least_squares(lambda centre: np.linalg.norm(points - centre, axis=1) - held, start)
-    return _row(fit.x, held)
+        return _row(solution[:3] + middle, found)
+    held = radius if radius is not None else float(np.clip(found, *RADII)) if rank == 4 else RADII[1]
+    start = -held * _outward(near, solution[:3] if rank == 4 else None)
+    fit = least_squares(lambda centre: np.linalg.norm(near - centre, axis=1) - held, start)
+    return _row(fit.x + middle, held)
 
 
-def _outward(points: np.ndarray, centre: np.ndarray | None) -> np.ndarray:
-    """The patch's mean normal: away from the centre; of a plane patch, the one on the side of +z."""
-    normal = np.linalg.svd(points - points.mean(0))[2][2]
-    side = points.mean(0) - centre if centre is not None else np.array([0.0, 0.0, 1.0])
+def _outward(near: np.ndarray, centre: np.ndarray | None) -> np.ndarray:
+    """The normal of a patch about its mean: away from the centre; of a plane patch, the one on the side of +z."""
+    normal = np.linalg.svd(near)[2][2]
+    side = -centre if centre is not None else np.array([0.0, 0.0, 1.0])
     return normal * (1.0 if normal @ side >= 0 else -1.0)
 
 
