@@ -2,7 +2,7 @@
 
 Unknowns are x = (ln mua / mua0, ln musp / musp0) in the voxels of a coarse grid that hold tissue, Gaussian a priori
 with covariance C; data y = J x + noise, whitened. Solved in measurement space: x = C J^T (J C J^T + lambda)^-1 y
-(Tarantola 2005, eq. 3.37), where lambda = 1 is the posterior mean if prior and noise are what they are said to be.
+(Tarantola 2005, section 3.2), where lambda = 1 is the posterior mean if prior and noise are what they are said to be.
 """
 
 from __future__ import annotations
