@@ -44,7 +44,9 @@ class Recording:
         if self.place:
             return self.place.affine(grid)
         h = phantoms.CUBE / grid
-        return np.array([[h, 0, 0, h / 2 - 32], [0, h, 0, h / 2 - 32], [0, 0, h, h / 2 - 32], [0, 0, 0, 1]])
+        out = np.diag([h, h, h, 1.0])
+        out[:3, 3] = h / 2 - phantoms.CUBE / 2
+        return out
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,11 @@ def from_dataset(path: Path, index: int, config: Config, every: bool = False, ra
         held = file.attribute("fields") or file.attribute("configuration")
     measured = json.loads(held).get("measurements", {}) if held else {}
     light = Measurements(**{name: measured[name] for name in ("frequency", "n") if name in measured})
+    notes = () if held else (f"{light.frequency / 1e6:g} MHz and index {light.n:g} taken, which the file does not say",)
     if "ellipsoids" in row and radius is None:
-        return _recording(row, row["ellipsoids"][0], None, light, config, index, every)
-    place, notes = _placed(path, row, radius)
-    return _recording(row, place.tissue, place, light, config, index, every, notes)
+        return _recording(row, row["ellipsoids"][0], None, light, config, index, every, notes)
+    place, more = _placed(path, row, radius)
+    return _recording(row, place.tissue, place, light, config, index, every, (*notes, *more))
 
 
 def from_snirf(
@@ -103,7 +106,7 @@ def from_snirf(
     """A recording of tissue of unknown surface, which is taken for a sphere; `choices` as in `snirf.read`."""
     found = snirf.read(path, **choices)
     row = {name: getattr(found, name) for name in store.MEASURED}
-    notes = [f"{found.wavelength:g} nm, {found.frequency / 1e6:g} MHz"]
+    notes = [f"{found.wavelength:g} nm, {found.frequency / 1e6:g} MHz, index {n:g} taken"]
     if np.isnan(found.sigma).any():
         nominal = noise.sd(np.exp(found.log_amplitude), Noise())
         row["sigma"] = np.where(np.isnan(found.sigma), nominal, found.sigma)

@@ -27,7 +27,7 @@ from .journal import Journal
 from .monitor import Monitor
 
 LOGGED = ("loss", "gradient_norm", "scale")  # what every step leaves on the device, and the terms of the loss
-STREAM, DROPOUT = 3, 7  # of random numbers; phantoms have 1, splits 2, probes 4, noise 5, augmentation 6
+STREAM, DROPOUT = 3, 7  # of random numbers; phantoms have 1, splits 2, probes 4, noise 5, augmentation 6, sampling 8
 SAVE_EVERY = 10.0  # seconds between checkpoints, at least
 CALIBRATION = 4  # batches for new batch statistics, under averaged weights
 AT_ONCE = 64  # phantoms in validation, which takes eight times their volumes in fp32

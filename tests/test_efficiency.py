@@ -413,6 +413,13 @@ def test_emulated_precision_does_not_count(monkeypatch):
     assert list(efficiency.precisions("cpu")) == ["fp32", "bf16"]
 
 
+def test_precision_that_is_trained_in_counts_whatever_a_busy_machine_says(monkeypatch):
+    monkeypatch.setattr(efficiency, "product_speed", lambda dtype, on, n: 100.0 if dtype == torch.float32 else 2.0)
+    for own, expected in ((torch.bfloat16, ["fp32", "bf16"]), (torch.float32, ["fp32"])):
+        monkeypatch.setattr(efficiency.machine, "precision", lambda wanted, on, own=own: own)
+        assert list(efficiency.precisions("cpu")) == expected
+
+
 def test_gpu_is_given_epochs_of_many_batches():
     cpu, gpu = (efficiency.size_of("quick", on) for on in ("cpu", "cuda"))
     assert cpu == efficiency.SIZES["quick"] and gpu.batches > 10 * cpu.batches

@@ -6,7 +6,7 @@ import torch
 from tiny import EVERYTHING, assert_same_weights, tiny, weights
 
 from dotlib import config, evaluation, losses, trainer
-from dotlib.data import augment, dataset, noise, phantoms, probe, split
+from dotlib.data import augment, dataset, lifts, noise, phantoms, probe, samples, sampling, split
 from dotlib.data.store import StoreError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -144,7 +144,7 @@ def test_more_phantoms_leave_the_first_ones_in_their_parts():
 
 
 def test_streams_of_random_numbers_are_apart():
-    parts = (phantoms, split, probe, noise, augment, trainer)
+    parts = (phantoms, split, probe, noise, augment, sampling, lifts, samples, trainer)
     assert len({*(part.STREAM for part in parts), trainer.DROPOUT}) == len(parts) + 1
 
 

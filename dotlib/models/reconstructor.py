@@ -78,8 +78,8 @@ class FromLift(Stage1):
 class Reconstructor(nn.Module):
     """A network between units: (B, channels, 16, 16, 16) of a lift and the tissue's fractions -> (B, 2, grid^3), mm^-1.
 
-    The input is that of `data.inputs`: a lift's eight channels and, for each of its voxels, the volume fractions of the
-    tissue in the output's. `standard` is that of the volumes, `seen` that of the input's channels.
+    The input is that of `data.samples`: a lift's eight channels and, for each of its voxels, the tissue's fractions of
+    the output's. `standard` is that of the volumes, `seen` that of the input's channels.
     """
 
     def __init__(self, network: nn.Module, standard: Standard, seen: Standard, grid: int):

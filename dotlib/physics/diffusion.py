@@ -161,8 +161,13 @@ def assemble(medium: Medium, frequency: float, n: float = 1.33, device="cpu") ->
             place = (bad[0] // grid**2, bad[0] // grid % grid, bad[0] % grid)
             many = f"{len(bad)} voxels, first {place}"
             raise ValueError(f"diffusion: {name} is not positive in {many}; mm^-1 > 0 is accepted")
+    return system(cells, medium.surface, mua, musp, frequency, n)
+
+
+def system(cells: Cells, surface: Surface, mua: Tensor, musp: Tensor, frequency: float, n: float) -> System:
+    """The equation for values (N,) of the cells, mm^-1."""
     modulation = 2 * math.pi * frequency * n / green.C
-    return System(cells, medium.surface, mua, 1 / (3 * (mua + musp)), green.boundary_parameter(n), modulation)
+    return System(cells, surface, mua, 1 / (3 * (mua + musp)), green.boundary_parameter(n), modulation)
 
 
 def solve(

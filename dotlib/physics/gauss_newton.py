@@ -25,8 +25,6 @@ BEND = 0.1  # sd: jumps of x between voxels below it count as smooth, total vari
 HALVINGS = 6  # of a step that does not lessen the objective
 ENOUGH = 0.02  # relative fall of the objective below which the iteration has converged
 RIDGE = 1e-3  # of total variation: what keeps voxels out of sight where they are
-
-
 STANDARD = Prior()
 
 

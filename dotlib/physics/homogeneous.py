@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from . import geometry, green, jacobian
+from . import diffusion, geometry, jacobian
 from .diffusion import System
 from .geometry import Cells, Surface
 from .jacobian import Fields
@@ -54,13 +54,8 @@ class Scene:
 
     def system(self, values: Tensor) -> System:
         """The equation for mua and musp, (2,) or of each cell (2, N), mm^-1."""
-        mua, musp = (
-            values.expand(2, len(self.cells)) if values.ndim == 2 else values[:, None].expand(2, len(self.cells))
-        )
-        r = self.readings
-        modulation = 2 * math.pi * r.frequency * r.n / green.C
-        A = green.boundary_parameter(r.n).item()
-        return System(self.cells, self.surface, mua, 1 / (3 * (mua + musp)), A, modulation)
+        mua, musp = values.reshape(2, -1).expand(2, len(self.cells))
+        return diffusion.system(self.cells, self.surface, mua, musp, self.readings.frequency, self.readings.n)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import geometry, jacobian
+from .geometry import Cells
 from .homogeneous import Fit, Scene
 from .rytov import Readings, rows
 
@@ -84,12 +85,12 @@ def linear(readings: Readings, by_log: Tensor, left: Tensor, values: Tensor, tis
     return Linear(readings.white(by_log), readings.white(left).to(by_log.dtype), sensitivity, tissue, values, voxel)
 
 
-def occupied(cells, grid: int) -> Tensor:
+def occupied(cells: Cells, grid: int) -> Tensor:
     """The coarse voxels (grid, grid, grid) that hold cells."""
     return coarse(cells, grid).bincount(minlength=grid**3).view(grid, grid, grid) > 0
 
 
-def coarse(cells, grid: int) -> Tensor:
+def coarse(cells: Cells, grid: int) -> Tensor:
     """The coarse voxel of each cell, (N,)."""
     i, j, k = (geometry.steps(cells.index, cells.grid) // (cells.grid // grid)).unbind(1)
     return (i * grid + j) * grid + k

@@ -94,9 +94,13 @@ def base(profile: Profile, size: Size) -> Config:
 
 
 def precisions(on: str) -> dict[str, torch.dtype]:
-    """The precisions that the machine multiplies in hardware, found by trying."""
-    speeds = {name: product_speed(dtype, on, 256) for name, dtype in machine.PRECISIONS.items()}
-    return {name: machine.PRECISIONS[name] for name, speed in speeds.items() if speed >= HARDWARE * speeds["fp32"]}
+    """The precisions that the machine multiplies in hardware, found by trying, and the one that it trains in.
+
+    On a busy machine a trial may find even that one wanting.
+    """
+    known, own = machine.PRECISIONS, machine.precision("auto", on)
+    speeds = {name: product_speed(dtype, on, 256) for name, dtype in known.items()}
+    return {n: known[n] for n, speed in speeds.items() if speed >= HARDWARE * speeds["fp32"] or known[n] == own}
 
 
 def ways(own: Config, size: Size, on: str, able: Mapping[str, torch.dtype]) -> list[Way]:
