@@ -55,9 +55,11 @@ class Noise(Frozen):
 
 
 class Measurements(Frozen):
-    """Frequency-domain readings of one patch probe a phantom, on `grid`; None: that of the volumes, 32 at least.
+    """Frequency-domain readings of one probe a phantom, on `grid`; None: that of the volumes, 32 at least.
 
-    On coarser ones an optode's surroundings reach its neighbours, and fluence may come out negative.
+    On coarser ones an optode's surroundings reach its neighbours, and fluence may come out negative. The probe is one
+    patch, or `patches` = 2 on opposite sides, each with half of the optodes within `radius`, mm, of its centre; None:
+    all around.
     """
 
     frequency: float = Field(140e6, ge=0)  # Hz
@@ -65,6 +67,8 @@ class Measurements(Frozen):
     sources: Positive = 50
     detectors: Positive = 40
     pairs: Positive = 1000
+    radius: float | None = Field(30.0, gt=0)
+    patches: Literal[1, 2] = 1
     grid: Literal[32, 48, 64, 96] | None = None
     precise: bool = False  # fp64 outer loop
     noise: Noise = Noise()
@@ -74,6 +78,8 @@ class Measurements(Frozen):
         if self.pairs % self.sources or self.pairs > self.sources * self.detectors:
             whole = f"a multiple of sources = {self.sources}, {self.sources * self.detectors} at most, is accepted"
             raise ValueError(f"pairs = {self.pairs}: {whole}")
+        if self.patches == 2 and self.radius is None:
+            raise ValueError("patches = 2, radius = None: one patch is accepted where it is the whole surface")
         return self
 
 
@@ -94,7 +100,12 @@ class Data(Frozen):
     @property
     def light_grid(self) -> int:
         """The grid on which readings are simulated."""
-        return (self.measurements and self.measurements.grid) or max(self.grid, 32)
+        return (self.measurements and self.measurements.grid) or self.model_grid
+
+    @property
+    def model_grid(self) -> int:
+        """The grid of the model that a reconstruction compares readings with, whatever they were simulated on."""
+        return max(self.grid, 32)
 
 
 class Lift(Frozen):

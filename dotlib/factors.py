@@ -3,7 +3,7 @@
 from .config import Config, ConfigError
 from .improvements import ALTERNATIVES, ATTENTION, BUDGETS, FAMILIES, IMPROVEMENTS, PHANTOMS, label
 from .recipes import averaging, steps
-from .reconstructions import INPUTS
+from .reconstructions import INPUTS, NETWORK, PATTERNS
 
 # what each improvement may touch; epochs follow from the phantoms and the batch, at as many samples
 FIELDS = {
@@ -45,7 +45,9 @@ DECLARED: dict[str, tuple[str, set[str]]] = (
     | {f"{net}-phase{n + 1}": (f"{net}-phase{n}", PHASES[n]) for net in ("legacy", "stage1") for n in range(3)}
     | {f"specified-{n}": ("specified-1", FIELDS["duration"]) for n in BUDGETS if n > 1}
     | {f"half-{n}": (f"specified-{n}", {"model.width"}) for n in BUDGETS}
-    | {name: ("reconstruct", {"lift"}) for name in INPUTS if name != "reconstruct"}
+    | {name: (NETWORK, {"lift"}) for name in (*INPUTS, *PATTERNS) if name != NETWORK}
+    | {"reconstruct-more": (NETWORK, {"lift", "data.phantoms", "data.train", "training.epochs"})}
+    | {"reconstruct-longer": ("reconstruct-more", FIELDS["duration"])}
     | {"reconstruct-symmetry": ("reconstruct", {"augment"}), "reconstruct-code": ("reconstruct", {"model.name"})}
     | {"reconstruct-code-links": ("reconstruct-code", {"model.links"})}
     | {f"add-{label(name)}": ("baseline", FIELDS[name]) for name in IMPROVEMENTS}

@@ -162,7 +162,7 @@ def reconstruct(recording: Recording, config: Config, models: Sequence[nn.Module
     start, grid = time.perf_counter(), config.data.grid
     try:
         surface = Surface(recording.tissue)
-        scene = homogeneous.Scene.of(surface, recording.readings, config.data.light_grid, phantoms.CUBE)
+        scene = homogeneous.Scene.of(surface, recording.readings, config.data.model_grid, phantoms.CUBE)
         fit = homogeneous.fit([scene])[0]
         kind = config.lift.kind
         lifted = (

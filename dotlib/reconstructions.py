@@ -1,7 +1,13 @@
 """The arms of section 4.6: a network that reconstructs from 256 measurements, by what it sees of them."""
 
-from .config import ONECYCLE, Augmentation, Lift, Links
+from typing import get_args
+
+from .config import ONECYCLE, Augmentation, Config, Lift, Links
+from .config_parts import PatternName
+from .improvements import PHANTOMS, SIZES_OF_DATA
 from .recipes import Arm, Change, Study
+
+NETWORK, CONTROL = "reconstruct", "reconstruct-blind"
 
 
 def _reconstruct(source: str, lift: Lift | None = None, **changes: Change) -> Arm:
@@ -11,8 +17,8 @@ def _reconstruct(source: str, lift: Lift | None = None, **changes: Change) -> Ar
 
 
 INPUTS = {
-    "reconstruct": _reconstruct("ours: a U-Net on a regularised linear lift of 256 random pairs, four draws a phantom"),
-    "reconstruct-blind": _reconstruct("control: the tissue and the fitted mua0, musp0 alone", Lift(kind="none")),
+    NETWORK: _reconstruct("ours: a U-Net on a regularised linear lift of 256 random pairs, four draws a phantom"),
+    CONTROL: _reconstruct("control: the tissue and the fitted mua0, musp0 alone", Lift(kind="none")),
     "reconstruct-back-projection": _reconstruct("back-projection in place of the lift", Lift(kind="back-projection")),
     "reconstruct-closed-form": _reconstruct("lift by half-space Green's functions", Lift(kind="closed-form")),
     "reconstruct-gauss-newton": _reconstruct("after one Gauss-Newton step", Lift(kind="gauss-newton")),
@@ -30,10 +36,35 @@ NETWORKS = {
         model__links=Links(kind="dense", side="across"),
     ),
 }  # fmt: skip
-ARMS = INPUTS | NETWORKS
-STUDIES = {
-    "4.6-shown": Study(("reconstruct",), 2),
-    "4.6-control": Study(("reconstruct-blind",), 1),
-    "4.6-inputs": Study(tuple(INPUTS), 3),
-    "4.6-networks": Study(("reconstruct", *NETWORKS), 3),
+PATTERNS = {
+    f"reconstruct-{name}": _reconstruct(f"trained with pairs chosen as {name}", Lift(pattern=name))
+    for name in get_args(PatternName)
+    if name != "random"
 }
+_MORE = PHANTOMS[f"phantoms-{SIZES_OF_DATA[-1]}"].changes
+
+
+def _longer(base: Config) -> int:
+    return 4 * _MORE["training.epochs"](base)
+
+
+def _more(source: str, epochs: Change) -> Arm:
+    return _reconstruct(source, Lift(draws=1), data=_MORE["data"], test=_MORE["test"], training__epochs=epochs)
+
+
+MORE = {
+    "reconstruct-more": _more(f"{SIZES_OF_DATA[-1]} phantoms with one draw each", _MORE["training.epochs"]),
+    "reconstruct-longer": _more("the same for four times as many steps", _longer),
+}
+ARMS = INPUTS | NETWORKS | PATTERNS | MORE
+EVERYWHERE = (NETWORK, *MORE)  # judged on every set
+ON_PATTERNS = tuple(PATTERNS)  # and on the sets of other patterns
+STUDIES = {
+    "4.6-shown": Study((NETWORK,), 2),
+    "4.6-control": Study((CONTROL,), 1),
+    "4.6-inputs": Study(tuple(INPUTS), 3),
+    "4.6-networks": Study((NETWORK, *NETWORKS), 3),
+    "4.6-patterns": Study((NETWORK, *PATTERNS), 3),
+    "4.6-more": Study((NETWORK, *MORE), 3),
+}
+QUICK = ("4.6-shown", "4.6-control")  # what the notebook trains itself in the quick profile

@@ -237,7 +237,7 @@ def test_samples_are_the_stored_draws_of_their_part(stored, part):
     np.testing.assert_array_equal(held.lifts, lifted[chosen, : 2 if part == "train" else 1])
     assert torch.equal(held.truth, data.volumes(part, dtype=torch.float16))
     assert torch.equal(held.fraction, samples.fractions(data, part)) and len(held) == chosen.sum() > 5
-    assert asked == [(PLAIN.data, PLAIN.lift, data.path.parent)]
+    assert asked == [(PLAIN.data, PLAIN.lift, data.path.parent, None)]
 
 
 @pytest.mark.parametrize(("part", "own"), [("train", True), ("validation", True), ("test", False)])
@@ -261,12 +261,12 @@ def test_files_of_runs_are_seen_to_once(monkeypatch):
     """Readings of what trains and of what judges; lifts where a run has any."""
     readings, lifted = [], []
     monkeypatch.setattr(dataset, "prepare", readings.append)
-    monkeypatch.setattr(lifts, "prepare", lambda *a: lifted.append(a))
+    monkeypatch.setattr(lifts, "prepare", lambda *a, part: lifted.append((*a, part)))
     other = config.replace(PLAIN, {"test": PLAIN.data.model_copy(update={"seed": 9})})
     plain = tiny()
     samples.prepare([PLAIN, MOVED, other, plain])
     assert set(readings) == {PLAIN.data, other.test, plain.data} and len(readings) == 3
-    assert set(lifted) == {(PLAIN.data, PLAIN.lift), (other.test, PLAIN.lift)} and len(lifted) == 2
+    assert set(lifted) == {(PLAIN.data, PLAIN.lift, None), (other.test, PLAIN.lift, "test")} and len(lifted) == 2
 
 
 def test_small_dataset_is_lifted_and_shown(one_thread, tmp_path, monkeypatch):

@@ -58,19 +58,22 @@ class Classical:
         out = np.zeros((count, 2, *[LIFTED] * 3), np.float32)
         used = np.flatnonzero(self.chosen[first : first + count])
         for i, place in zip(used, draws.scenes(first, count, used, device), strict=True):
-            out[i] = self._volume(place, lifts.fitted({i: place}, first)[0]).cpu().numpy()
+            fit = lifts.fitted({i: place}, first)[0]
+            out[i] = reconstruct(place, fit, self.method, self.regularisation, self.length).cpu().numpy()
         return {"estimate": out, "checks": np.zeros(count, "i4")}
 
-    def _volume(self, place: homogeneous.Scene, fit: homogeneous.Fit) -> Tensor:
-        if self.method == "homogeneous":
-            return fit.values.float().view(2, 1, 1, 1).expand(2, *[LIFTED] * 3)
-        prior = replace(lifts.PRIOR, length=self.length)
-        if self.method == "tikhonov":
-            x = lift.solve(lift.linearise(place, fit, LIFTED), prior, (self.regularisation,))[0]
-            return lift.tikhonov(x, fit.values)
-        return gauss_newton.reconstruct(
-            place, fit, self.regularisation, self.method, prior, LIFTED, MOST
-        ).volume()  # fmt: skip
+
+def reconstruct(
+    place: homogeneous.Scene, fit: homogeneous.Fit, method: Method, regularisation: float, length: float
+) -> Tensor:
+    """Volumes (2, 16, 16, 16), mm^-1, of one recording whose homogeneous medium is fitted."""
+    if method == "homogeneous":
+        return fit.values.float().view(2, 1, 1, 1).expand(2, *[LIFTED] * 3)
+    prior = replace(lifts.PRIOR, length=length)
+    if method == "tikhonov":
+        x = lift.solve(lift.linearise(place, fit, LIFTED), prior, (regularisation,))[0]
+        return lift.tikhonov(x, fit.values)
+    return gauss_newton.reconstruct(place, fit, regularisation, method, prior, LIFTED, MOST).volume()
 
 
 def volumes(

@@ -82,7 +82,7 @@ class Lifts:
         return [self._scene(columns, i, self._draw(columns, i, first + i, 0, device), device) for i in used]
 
     def _scene(self, columns: dict[str, np.ndarray], i: int, one: Readings, device: str) -> Scene:
-        return scene(columns["ellipsoids"][i, 0], one, self.data.light_grid, device)
+        return scene(columns["ellipsoids"][i, 0], one, self.data.model_grid, device)
 
     def _draws(self, index: int) -> range:
         return range(self.lift.draws if self.labels[index] == NAMES.index("train") else 1)
@@ -182,7 +182,7 @@ def covered(row: dict[str, np.ndarray], data: Data, index: int, device: str = "c
     chosen = sampling.subsets("random", *probe, none[None], SEEN_FROM, (0,), np.array([index]))[0]
     flat = dict.fromkeys(("log_amplitude", "phase"), np.zeros(len(none))) | {"sigma": np.zeros((len(none), 2))}
     place = scene(
-        row["ellipsoids"][0], readings(row | flat, slice(None), data, "known", device), data.light_grid, device
+        row["ellipsoids"][0], readings(row | flat, slice(None), data, "known", device), data.model_grid, device
     )
     system = place.system(torch.tensor(POPULATION, dtype=torch.float64, device=device))
     light = jacobian.fields_of([system], [place.readings.sources], [place.readings.detectors])[0]
@@ -230,17 +230,28 @@ def fitted(scenes: dict[int, Scene], first: int) -> list[Fit]:
     return out
 
 
+def column(path: Path, name: str, chosen: np.ndarray) -> np.ndarray:
+    """One column of a file, of the phantoms that `chosen` (P,) marks."""
+    with store.File(path) as file:
+        blocks = range(0, len(file), store.BLOCK)
+        return np.concatenate([file.raw(name, i, i + store.BLOCK)[chosen[i : i + store.BLOCK]] for i in blocks])
+
+
 def key() -> str:
     """What tells lifts of one configuration apart that other code has made."""
     return hashlib.sha256(f"{VERSION} {PRIOR}".encode()).hexdigest()[:8]
 
 
-def prepare(data: Data, chosen: Lift, folder: Path | None = None) -> tuple[Path, Path]:
-    """The files of a configuration's lifts and coverage, made where they are missing, from that of its readings."""
+def prepare(data: Data, chosen: Lift, folder: Path | None = None, part: str | None = None) -> tuple[Path, Path]:
+    """The files of a configuration's lifts and coverage, made where they are missing, from that of its readings.
+
+    With `part` the lifts of its phantoms alone.
+    """
     held = data.model_copy(update={"train": None})
     found, paths = dataset.load(held, folder), []
+    lifted = np.where(found.labels == NAMES.index(part), found.labels, -1) if part else found.labels
     for kind, work in (
-        ("lift", Lifts(held, chosen, found.path, found.labels)),
+        ("lift", Lifts(held, chosen, found.path, lifted)),
         ("covered", Coverage(held, found.path, found.labels)),
     ):
         name = hashlib.sha256(work.identity().encode()).hexdigest()[:12]

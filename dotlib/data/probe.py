@@ -1,7 +1,7 @@
-"""The probe: sources and detectors on one patch of the tissue surface, and the pairs of them that are measured.
+"""The probe: sources and detectors on a patch of the tissue surface, and the pairs of them that are measured.
 
-A phantom is described in the frame of its probe: the patch is centred where the surface meets the +z axis. Lengths are
-in mm.
+A phantom is described in the frame of its probe: the patch is centred where the surface meets the +z axis, a second one
+where it meets -z. Lengths are in mm.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ class ProbeError(ValueError):
 
 @dataclass(frozen=True)
 class Patch:
-    """What is drawn: optodes within `radius` (straight line) of the patch's centre, and `per_source` pairs a source."""
+    """What is drawn: optodes within `radius` (straight line) of the patch's centre, and `per_source` pairs a source.
+
+    With two `patches` the later half of the sources, and of the detectors, lies on the opposite one.
+    """
 
     radius: float = 30.0
     sources: int = 50
@@ -33,6 +36,7 @@ class Patch:
     pairs: int = 1000
     per_source: int = 20
     separation: tuple[float, float] = (10.0, 40.0)
+    patches: int = 1
 
     def __post_init__(self):
         if self.pairs != self.sources * self.per_source:
@@ -133,6 +137,9 @@ def place(tissue: np.ndarray, patch: Patch, rng: np.random.Generator) -> Probe:
     for _ in range(MAX_DRAWS):
         optodes = scatter(tissue, patch.sources + patch.detectors, rng, patch.radius)
         sources, detectors = optodes[: patch.sources], optodes[patch.sources :]
+        if patch.patches == 2:  # the tissue has a centre of symmetry
+            for part in (sources, detectors):
+                part[(len(part) + 1) // 2 :] *= -1
         near = _within(sources, detectors, patch.separation)
         if near.sum(1).min() >= patch.per_source:
             return Probe(sources, detectors, connect(near, patch.per_source, rng))

@@ -23,7 +23,10 @@ def simulate(config: Data, first: int, count: int, device: str = "cpu") -> dict[
     placed and for light that does not converge.
     """
     m = config.measurements
-    patch = probe.Patch(sources=m.sources, detectors=m.detectors, pairs=m.pairs, per_source=m.pairs // m.sources)
+    size = {"radius": np.inf if m.radius is None else m.radius, "patches": m.patches}
+    patch = probe.Patch(
+        sources=m.sources, detectors=m.detectors, pairs=m.pairs, per_source=m.pairs // m.sources, **size
+    )  # fmt: skip
     try:
         drawn = [
             probe.draw(rows, config.seed, first + i, patch)

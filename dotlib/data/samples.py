@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import LIFTED, Config
-from . import augment, dataset, phantoms, store
+from . import augment, dataset, phantoms
 from .bodies import Bodies
 from .dataset import Dataset
 from .split import NAMES
@@ -76,12 +76,14 @@ def moved(volume: Tensor, motion: int) -> Tensor:
 
 def prepare(configs: Iterable[Config]) -> None:
     """See to it that the files which runs need exist: readings where they have any, and lifts."""
-    for data, lift in {(data, c.lift) for c in configs for data in (c.data, c.test) if data}:
+    for data, lift, part in {
+        (data, c.lift, part) for c in configs for data, part in ((c.data, None), (c.test, "test")) if data
+    }:
         dataset.prepare(data)
         if lift:
             from . import lifts
 
-            lifts.prepare(data, lift)
+            lifts.prepare(data, lift, part=part)
 
 
 def of(config: Config, data: Dataset, part: str, device: str = "cpu") -> Samples:
@@ -126,9 +128,6 @@ def fractions(data: Dataset, part: str) -> Tensor:
 def _stored(config: Config, data: Dataset, part: str, column: str) -> np.ndarray:
     from . import lifts  # with the solver: what sees volumes does without it
 
-    held = config.test if config.test and part == "test" else config.data
-    path = lifts.prepare(held, config.lift, data.path.parent)[column == "covered"]
-    chosen = data.labels == NAMES.index(part)
-    with store.File(path) as file:
-        blocks = range(0, len(file), store.BLOCK)
-        return np.concatenate([file.raw(column, i, i + store.BLOCK)[chosen[i : i + store.BLOCK]] for i in blocks])
+    held, only = (config.test, part) if config.test and part == "test" else (config.data, None)
+    path = lifts.prepare(held, config.lift, data.path.parent, only)[column == "covered"]
+    return lifts.column(path, column, data.labels == NAMES.index(part))

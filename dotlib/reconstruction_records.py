@@ -1,0 +1,104 @@
+"""Judged reconstructions as one object, and their committed form in results/."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from . import records
+from .records import DIGITS
+
+KEYS = ["set", "metric", "channel", "phantom", "inclusion"]  # of a row of values.csv, which has a column for each run
+COLUMNS = ["arm", "seed", *KEYS, "value"]
+TEXT = dict.fromkeys(("failed", "config", "key", "code", "test"), str)  # digests, some of which look like numbers
+TRUTH = "truth"  # in the place of an arm: what is true of a set
+TABLES = ("values", "lesions", "calibration", "times", "runs")
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """Judged reconstructions.
+
+    `values`: rows of `COLUMNS`, of networks by (arm, seed), of other methods and of what is true (seed 0); `lesions`
+    and `calibration` as in `reconstruction_scores`, with arm and seed; `times`: method, seconds, n; `runs`: a row per
+    run: arm, seed, failed, digests of its configuration, data, code and test phantoms; `source`: where they come from.
+    """
+
+    values: pd.DataFrame
+    lesions: pd.DataFrame
+    calibration: pd.DataFrame
+    times: pd.DataFrame
+    runs: pd.DataFrame
+    profile: str
+    source: str
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What a table of these runs rests on."""
+        runs = {f"{r.arm}, seed {r.seed}": f"{r.config}, code {r.code}" for r in self.runs.itertuples()}
+        return {"test phantoms": ", ".join(sorted(set(self.runs["test"])))} | runs
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """The test phantoms by number, for a page that counts them."""
+        home = self.values[self.values["set"] == "home"]
+        return home[["phantom"]].drop_duplicates()
+
+
+def save(found: Reconstructed, folder: Path) -> None:
+    """Write NAME.csv of each table and about.json, replacing what was there.
+
+    Raises ResultsError where a larger record would be lost: one of a larger profile, or of more runs.
+    """
+    tables = {name: getattr(found, name) for name in TABLES} | {"values": _wide(found.values)}
+    records.write(folder, tables, found.profile, len(found.runs))
+
+
+def load(folder: Path) -> Reconstructed:
+    """A committed record. Raises ResultsError for one that is incomplete, changed, or of another base configuration."""
+    about, texts = records.read(folder, TABLES)
+    # as text: an empty cell is what was not judged, nan a value that does not exist
+    wide = pd.read_csv(io.StringIO(texts["values"]), dtype=str, keep_default_na=False)
+    runs = pd.read_csv(io.StringIO(texts["runs"]), dtype=TEXT).fillna({"failed": "", "key": ""})
+    plain = [pd.read_csv(io.StringIO(texts[name])) for name in TABLES[1:4]]
+    return Reconstructed(_long(wide), *plain, runs, about.profile, f"{folder.parent.name}/{folder.name}")
+
+
+def _wide(values: pd.DataFrame) -> pd.DataFrame:
+    """A column for each run; a row whose values all do not exist is left out."""
+    named = values.assign(run=values["arm"] + " " + values["seed"].astype(str))
+    named["value"] = [DIGITS % v for v in named["value"]]
+    wide = named.pivot(index=KEYS, columns="run", values="value").sort_index(axis=1)
+    return wide[~wide.isin(["nan"]).where(wide.notna(), True).all(axis=1)].reset_index()
+
+
+def _long(wide: pd.DataFrame) -> pd.DataFrame:
+    long = wide.melt(KEYS, var_name="run")
+    long = long[long["value"] != ""].astype({"value": float, "phantom": int, "inclusion": int}).reset_index(drop=True)
+    arm, seed = zip(*(run.rsplit(" ", 1) for run in long["run"]), strict=True)
+    return long.assign(arm=arm, seed=list(map(int, seed)))[COLUMNS]
+
+
+def joined(found: Reconstructed, earlier: Reconstructed) -> Reconstructed:
+    """With what an earlier record has of networks that are not among the runs of `found`.
+
+    Raises ResultsError where they were judged on other sets.
+    """
+    true = [r.values[r.values["arm"] == TRUTH].set_index(KEYS)["value"].sort_index().dropna() for r in (found, earlier)]
+    if not true[0].index.equals(true[1].index) or not np.allclose(*true, rtol=1e-4, atol=1e-6):
+        raise records.ResultsError(f"{earlier.source}: judged on other sets than these runs; remove it to record anew")
+    tables = {name: _both(getattr(found, name), getattr(earlier, name)) for name in ("values", "lesions", "runs")}
+    if found.calibration.empty:
+        tables |= {name: getattr(earlier, name) for name in ("calibration", "times")}
+    return replace(found, **tables)
+
+
+def _both(found: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
+    keys = ["arm", "seed"]
+    mine = set(found[keys].itertuples(index=False, name=None))
+    more = earlier[[key not in mine for key in earlier[keys].itertuples(index=False, name=None)]]
+    return pd.concat([found, more], ignore_index=True)
