@@ -137,7 +137,7 @@ def test_config_is_frozen(model, field):
         ({"data.fractions": (4, 1, 0)}, ("data.fractions.2", "greater than")),
         ({"data.fractions": (4, -1, 1)}, ("data.fractions.1", "greater than")),
         ({"data.fractions": (4, 1)}, ("data.fractions", "missing")),
-        ({"model.name": "resnet"}, ("model.name", "'legacy', 'stage1', 'hybrid', 'vit' or 'unet'")),
+        ({"model.name": "resnet"}, ("model.name", "'legacy', 'stage1', 'hybrid', 'vit', 'unet' or 'tokens'")),
         ({"model.name": "unet"}, ("model.name = 'unet' under task 'autoencode'", "no light", "with 'reconstruct'")),
         ({"lift": config.Lift()}, ("lift under task 'autoencode'", "no light", "with 'reconstruct'")),
         ({"augment": {"symmetry": True}}, ("augment.symmetry under task 'autoencode'", "rotation and elastic")),
