@@ -128,7 +128,7 @@ class Config(Frozen):
                 what = "lift" if self.lift else f"model.name = {self.model.name!r}"
                 raise ValueError(f"{what} under task 'autoencode', which reads no light; accepted with 'reconstruct'")
             if self.model.pretrained:
-                raise ValueError("model.pretrained under task 'autoencode', which makes it; accepted with 'reconstruct'")
+                raise ValueError("model.pretrained under task 'autoencode', its source; accepted with 'reconstruct'")
             if self.augment and self.augment.symmetry:
                 raise ValueError("augment.symmetry under task 'autoencode': rotation and elastic are accepted there")
             return
