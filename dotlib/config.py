@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from .config_parts import CHANNELS as CHANNELS
 from .config_parts import LIFTED as LIFTED
+from .config_parts import TOKEN as TOKEN
 from .config_parts import Attention as Attention
 from .config_parts import Augmentation, ConfigError, Data, Frozen, Lift, Loss, Model, Positive, Seed
 from .config_parts import FamilyName as FamilyName
@@ -24,6 +25,7 @@ from .config_parts import Features as Features
 from .config_parts import Links as Links
 from .config_parts import Measurements as Measurements
 from .config_parts import Noise as Noise
+from .config_parts import Pretrained as Pretrained
 
 ProfileName = Literal["smoke", "quick", "full"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -122,18 +124,26 @@ class Config(Frozen):
     def _require_task(self) -> None:
         """Raise ValueError where the task and what it needs do not fit."""
         if self.task == "autoencode":
-            if self.lift or self.model.name == "unet":
-                what = "lift" if self.lift else "model.name = 'unet'"
+            if self.lift or self.model.name in ("unet", "tokens"):
+                what = "lift" if self.lift else f"model.name = {self.model.name!r}"
                 raise ValueError(f"{what} under task 'autoencode', which reads no light; accepted with 'reconstruct'")
+            if self.model.pretrained:
+                raise ValueError("model.pretrained under task 'autoencode', its source; accepted with 'reconstruct'")
             if self.augment and self.augment.symmetry:
                 raise ValueError("augment.symmetry under task 'autoencode': rotation and elastic are accepted there")
             return
         if self.lift is None or self.data.measurements is None:
             missing = "lift" if self.lift is None else "data.measurements"
             raise ValueError(f"{missing} is missing: task 'reconstruct' needs data.measurements and lift")
-        if self.model.name not in ("unet", "stage1"):
-            raise ValueError(f"model.name {self.model.name!r} under task 'reconstruct': 'unet' or 'stage1' is accepted")
+        fitting = "'tokens'" if self.lift.kind == "tokens" else "'unet' or 'stage1'"
+        if repr(self.model.name) not in fitting:
+            what = f"model.name {self.model.name!r} under task 'reconstruct' with lift.kind {self.lift.kind!r}"
+            raise ValueError(f"{what}: {fitting} is accepted")
+        if self.model.pretrained and self.loss.features:
+            raise ValueError("loss.features beside model.pretrained, each with a network of its own: one is accepted")
         if a := self.augment:
+            if a.symmetry and self.lift.kind == "tokens":
+                raise ValueError("augment.symmetry with lift.kind 'tokens': stored optodes stay; off is accepted")
             wrong = {"rotation": a.rotation, "elastic": a.elastic, "noise": a.noise}
             if named := [f"{name} = {value:g}" for name, value in wrong.items() if value]:
                 raise ValueError(

@@ -25,6 +25,11 @@ CHANNELS = (
     "musp0",
 )
 LIFTED = 16  # voxels a side of a lift
+# of a pair as a token, in order: whitened data that the fit leaves, the sd that whitens them; mm, mm^-1
+TOKEN = (
+    "ln A", "-phase", "ln sd of ln A", "ln sd of phase", "source x", "source y", "source z", "detector x", "detector y",
+    "detector z", "separation", "mua0", "musp0",
+)  # fmt: skip
 Positive = Annotated[int, Field(strict=True, gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -112,10 +117,11 @@ class Lift(Frozen):
     """What a network reconstructs from: `count` pairs of a phantom's readings, lifted to volumes of 16^3.
 
     Draw 0 takes the readings as recorded and judges; training phantoms have `draws` of them, each with pairs and noise
-    of its own. `kind` "none" leaves the readings out but for the fitted mua0 and musp0: a control.
+    of its own. `kind` "none" leaves the readings out but for the fitted mua0 and musp0: a control; "tokens" lifts
+    nothing: each pair is shown as it is, after the fit.
     """
 
-    kind: Literal["linear", "gauss-newton", "closed-form", "back-projection", "none"] = "linear"
+    kind: Literal["linear", "gauss-newton", "closed-form", "back-projection", "none", "tokens"] = "linear"
     steps: Literal[1, 2] = 1  # of gauss-newton
     pattern: PatternName = "random"
     count: Positive = 256
@@ -123,6 +129,11 @@ class Lift(Frozen):
     gain: Literal["global", "optode", "known"] = "global"  # what is unknown of amplitude and phase
     noise: Noise | None = None  # of the draws after the first; None: that of the measurements
     seed: Seed = 0
+
+    @property
+    def column(self) -> str:
+        """The dataset that stored draws are in."""
+        return "tokens" if self.kind == "tokens" else "lift"
 
 
 Stages = Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -143,21 +154,36 @@ class Links(Frozen):
     side: Literal["encoder", "decoder", "both", "across"] = "both"
 
 
+class Pretrained(Frozen):
+    """An autoencoder whose decoder a network starts from: a `stage1` of its width, code and data, by one cycle."""
+
+    epochs: Positive
+    batch: Annotated[int, Field(strict=True, gt=1)]
+    seed: Seed = 2000
+
+
 class Model(Frozen):
     """A network: volume -> `code` numbers -> volume, or lift -> volume; what an arm may add to it is off by default."""
 
-    name: Literal["legacy", "stage1", "hybrid", "vit", "unet"]
+    name: Literal["legacy", "stage1", "hybrid", "vit", "unet", "tokens"]
     width: int = Field(ge=2)  # channels of the first stage; 16 is the full network of about 7 M parameters
     code: int = Field(256, gt=0)
     depth: Literal[1, 2, 3] = 1  # 2 and 3 add one and two residual blocks to a stage
     dropout: float = Field(0.0, ge=0, lt=1)  # share of a stage's feature maps that a training step drops
     attention: Attention | None = None
     links: Links | None = None
+    pretrained: Pretrained | None = None
 
     @model_validator(mode="after")
     def _staged(self) -> Model:
-        if self.name == "vit" and (self.depth > 1 or self.dropout or self.attention or self.links):
-            raise ValueError("vit has no stages: depth, dropout, attention and links are accepted with other networks")
+        if self.name in ("vit", "tokens") and (self.depth > 1 or self.dropout or self.attention or self.links):
+            raise ValueError(
+                f"{self.name} has no stages: depth, dropout, attention and links are accepted with other networks"
+            )
+        if self.pretrained and self.name not in ("stage1", "tokens"):
+            raise ValueError(
+                f"pretrained with {self.name!r}: accepted with 'stage1' and 'tokens', which have its decoder"
+            )
         return self
 
 

@@ -23,12 +23,12 @@ def network(
 ) -> autoencoder.Autoencoder | reconstructor.Reconstructor:
     """The run's network, initialised from its seed; without `mean` and `sd` they come with loaded weights.
 
-    `seen`: mean and sd of the input's channels, for a network that sees lifts.
+    `seen`: mean and sd of the input's channels, for a network that sees lifts or tokens.
     """
     ones, grid = torch.ones(2), config.data.grid
     standard = (ones if mean is None else mean, ones if sd is None else sd)
     if config.task == "reconstruct":
-        plain = torch.ones(reconstructor.channels(grid))
+        plain = torch.ones(reconstructor.channels(grid, config.model.name))
         model = reconstructor.build(config.model, grid, config.seed, standard, seen or (plain, plain))
     else:
         model = autoencoder.build(config.model, grid, config.seed, *standard)

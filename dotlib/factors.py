@@ -34,7 +34,8 @@ FIELDS = {
 }
 FIRST = ("optimiser", "schedule", "data size", "tumour size")  # the roadmap's first phase changes them at once
 PHASES = (set().union(*(FIELDS[name] for name in FIRST)), FIELDS["attention"], FIELDS["multi-scale loss"])
-WHOLE = {"model.attention", "model.links", "augment", "loss.features", "test", "lift"}  # compared as one value
+# compared as one value
+WHOLE = {"model.attention", "model.links", "model.pretrained", "augment", "loss.features", "test", "lift"}
 # by arm: the arm that it is compared with, and the fields of its factor
 DECLARED: dict[str, tuple[str, set[str]]] = (
     {name: ("stage1-onecycle", {"model.attention"}) for name in ATTENTION}
@@ -50,6 +51,9 @@ DECLARED: dict[str, tuple[str, set[str]]] = (
     | {"reconstruct-longer": ("reconstruct-more", FIELDS["duration"])}
     | {"reconstruct-symmetry": ("reconstruct", {"augment"}), "reconstruct-code": ("reconstruct", {"model.name"})}
     | {"reconstruct-code-links": ("reconstruct-code", {"model.links"})}
+    | {"reconstruct-tokens": ("reconstruct-code", {"model.name", "lift"})}
+    | {"reconstruct-pretrained": ("reconstruct-code", {"model.pretrained"})}
+    | {"reconstruct-tokens-pretrained": ("reconstruct-tokens", {"model.pretrained"})}
     | {f"add-{label(name)}": ("baseline", FIELDS[name]) for name in IMPROVEMENTS}
     | {f"{'swap' if name in ALTERNATIVES else 'leave'}-{label(name)}": ("full", FIELDS[name]) for name in IMPROVEMENTS}
 )

@@ -1,7 +1,8 @@
-"""What a perceptual term sees volumes through: a frozen network that is no part of the run."""
+"""Networks that are no part of a run: what a perceptual term sees volumes through, and what a decoder starts from."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import torch
@@ -10,26 +11,40 @@ from torch import Tensor, nn
 from .config import ONECYCLE, Config, ConfigError, Loss, Model, Training, replace
 from .evaluation import mixed, network
 
+DECODER = ("from_code.", "decoder.", "head.")  # parts of `stage1` behind the code
+
 
 def teacher_config(config: Config) -> Config | None:
-    """The run whose encoder is looked through, where features are trained ones; the same whatever the run's seed."""
-    chosen = config.loss.features
-    if chosen is None or chosen.source != "trained":
+    """The autoencoder whose encoder trained features look through, or whose decoder the network starts from.
+
+    It is the same whatever the run's seed.
+    """
+    features = config.loss.features
+    chosen = config.model.pretrained or (features if features and features.source == "trained" else None)
+    if chosen is None:
         return None
     training = Training(epochs=chosen.epochs, batch=chosen.batch, precision=config.training.precision)
-    changes = {
-        "model": _plain(config),
-        "loss": Loss(),
-        "optim": ONECYCLE,
-        "training": training,
-        "augment": None,
-        "test": None,
-    }
-    return replace(config, changes | {"seed": chosen.seed})
+    changes = {"optim": ONECYCLE, "training": training, "test": None, "seed": chosen.seed}
+    return replace(config, _plain(config) | changes)
 
 
-def _plain(config: Config) -> Model:
-    return Model(name="stage1", width=config.model.width, code=config.model.code)
+def _plain(config: Config) -> dict[str, Any]:
+    """What makes the run of a plain autoencoder of one that may be anything."""
+    model = Model(name="stage1", width=config.model.width, code=config.model.code)
+    return {"task": "autoencode", "lift": None, "augment": None, "model": model, "loss": Loss()}
+
+
+def start(config: Config, model: nn.Module, teacher: nn.Module | None) -> None:
+    """Give the decoder the teacher's weights and statistics, where the configuration asks for it; the rest stays.
+
+    Raises ConfigError without the teacher that is needed.
+    """
+    if config.model.pretrained is None:
+        return
+    if teacher is None:
+        raise ConfigError("model.pretrained: its network must be given; a study trains it")
+    held = {name: value for name, value in teacher.network.state_dict().items() if name.startswith(DECODER)}
+    model.network.load_state_dict(held, strict=False)
 
 
 def features(
@@ -48,8 +63,8 @@ def features(
         raise ConfigError("loss.features 'trained': their network must be given; a study trains it")
     if chosen.source in ("trained", "random"):
         if chosen.source == "random":
-            plain = {"model": _plain(config), "loss": Loss(), "seed": chosen.seed}
-            teacher = network(replace(config, plain), standard.mean, standard.sd)
+            plain = replace(config, _plain(config) | {"seed": chosen.seed})
+            teacher = network(plain, standard.mean, standard.sd)
         teacher.to(on, memory_format=torch.channels_last_3d).eval()
         seen = teacher.features
     else:

@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from .config import ONECYCLE, Augmentation, Config, Lift, Links
+from .config import ONECYCLE, Augmentation, Config, Lift, Links, Pretrained
 from .config_parts import PatternName
 from .improvements import PHANTOMS, SIZES_OF_DATA
 from .recipes import Arm, Change, Study
@@ -14,6 +14,11 @@ def _reconstruct(source: str, lift: Lift | None = None, **changes: Change) -> Ar
     """The one-cycle recipe on lifts; `model__name` in `changes` is `model.name`."""
     fields = {"task": "reconstruct", "model.name": "unet", "lift": lift or Lift(), "optim": ONECYCLE}
     return Arm(fields | {name.replace("__", "."): value for name, value in changes.items()}, source)
+
+
+def _pretrained(base: Config) -> Pretrained:
+    """With as many steps as the run itself has."""
+    return Pretrained(epochs=base.training.epochs, batch=base.training.batch)
 
 
 INPUTS = {
@@ -34,6 +39,18 @@ NETWORKS = {
     "reconstruct-code-links": _reconstruct(
         "the same with dense links across the bottleneck", model__name="stage1",
         model__links=Links(kind="dense", side="across"),
+    ),
+    "reconstruct-pretrained": _reconstruct(
+        "`reconstruct-code` with the decoder of an autoencoder to begin with", model__name="stage1",
+        model__pretrained=_pretrained,
+    ),
+    "reconstruct-tokens": _reconstruct(
+        "comparator of the earlier work's second stage: a transformer over (reading, source, detector) into the code",
+        Lift(kind="tokens"), model__name="tokens",
+    ),
+    "reconstruct-tokens-pretrained": _reconstruct(
+        "the same with the decoder of an autoencoder to begin with", Lift(kind="tokens"), model__name="tokens",
+        model__pretrained=_pretrained,
     ),
 }  # fmt: skip
 PATTERNS = {

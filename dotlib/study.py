@@ -59,7 +59,7 @@ class Run(pydantic.BaseModel):
             tracker.finish()
 
     def teacher(self) -> Run | None:
-        """The run whose encoder the perceptual term of this one looks through."""
+        """The run that the perceptual term of this one looks through, or its decoder starts from."""
         config = perceptual.teacher_config(self.config)
         own = self.data.split("+")[0]
         return config and Run(config=config, data=own, infra={"folder": self.infra.folder})
@@ -68,7 +68,7 @@ class Run(pydantic.BaseModel):
         if not (teacher := self.teacher()):
             return None
         if failed := teacher.result().failed:
-            raise StudyError(f"{teacher.folder()}: the network of the perceptual term diverged: {failed}")
+            raise StudyError(f"{teacher.folder()}: the autoencoder that a run rests on diverged: {failed}")
         return evaluation.trained(teacher.config, teacher.folder(), on=machine.device())
 
     def folder(self) -> Path:
@@ -189,7 +189,7 @@ def compute(wanted: dict[tuple[str, int], Run]) -> None:
     failures = []
     teachers = {key: teacher for key, run in missing.items() if (teacher := run.teacher())}
     try:
-        compute({(f"features of {arm}", seed): teacher for (arm, seed), teacher in teachers.items()})
+        compute({(f"autoencoder of {arm}", seed): teacher for (arm, seed), teacher in teachers.items()})
     except StudyError as error:
         failures.append(str(error))
         lost = {key for key, teacher in teachers.items() if teacher.infra.status() != "completed"}

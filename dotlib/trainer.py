@@ -89,7 +89,8 @@ def fit(
     ends with the same bits, on one CPU machine. `report` and `tracker` are told of each epoch. Raises DivergedError,
     naming the step, when a loss or a gradient is not finite: no step is taken with it, and the checkpoints are those of
     good epochs. In fp16 a gradient may overflow: its step is skipped, and the loss scale halved. Raises ConfigError
-    where fewer phantoms are left to train with than a batch holds. `teacher`: what a perceptual term looks through.
+    where fewer phantoms are left to train with than a batch holds. `teacher`: what a perceptual term looks through,
+    or a decoder starts from.
     """
     on = on or machine.device()
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +101,7 @@ def fit(
     tissue = data.tissue("validation", on)
     model = network(config, *dataset.standard(train.truth), samples.standard(train))
     model = model.to(on, memory_format=torch.channels_last_3d)
+    perceptual.start(config, model, teacher)
     batch = config.training.batch
     seen_through = perceptual.features(config, model.standard, teacher, on, dtype)
     criterion = losses.Criterion(config.loss, model.standard, seen_through)

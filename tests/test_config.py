@@ -56,11 +56,13 @@ ODD = {
     "model.links": config.Links(kind="dense"),
     "loss": config.Loss(perceptual=0.1, features=config.Features(source="random")),
 }
-TIED = {"loss.perceptual", "loss.features", "task", "lift"}  # legal together only
+TIED = {"loss.perceptual", "loss.features", "task", "lift", "model.pretrained"}  # legal together only
 # where one source, detector or pair more is legal too
 MEASURED = config.replace(BASE, {"data.measurements": {"sources": 1, "detectors": 4, "pairs": 2}})
 CHANGES = {path: other(value, annotation) for path, value, annotation in leaves(MEASURED) if path not in {*ODD, *TIED}}
 CHANGES = {path: value for path, value in CHANGES.items() if value is not None} | ODD
+TOKENS = RECONSTRUCT | {"model.name": "tokens", "lift": config.Lift(kind="tokens")}
+BEGUN = {"model.name": "stage1", "model.pretrained": config.Pretrained(epochs=2, batch=8)}
 # fields that stand under task 'reconstruct' alone
 LIFTED = config.replace(
     MEASURED,
@@ -137,7 +139,7 @@ def test_config_is_frozen(model, field):
         ({"data.fractions": (4, 1, 0)}, ("data.fractions.2", "greater than")),
         ({"data.fractions": (4, -1, 1)}, ("data.fractions.1", "greater than")),
         ({"data.fractions": (4, 1)}, ("data.fractions", "missing")),
-        ({"model.name": "resnet"}, ("model.name", "'legacy', 'stage1', 'hybrid', 'vit' or 'unet'")),
+        ({"model.name": "resnet"}, ("model.name", "'legacy', 'stage1', 'hybrid', 'vit', 'unet' or 'tokens'")),
         ({"model.name": "unet"}, ("model.name = 'unet' under task 'autoencode'", "no light", "with 'reconstruct'")),
         ({"lift": config.Lift()}, ("lift under task 'autoencode'", "no light", "with 'reconstruct'")),
         ({"augment": {"symmetry": True}}, ("augment.symmetry under task 'autoencode'", "rotation and elastic")),
@@ -154,6 +156,39 @@ def test_config_is_frozen(model, field):
             )
             for name in STILL
         ),
+        ({"model.name": "tokens"}, ("model.name = 'tokens' under task 'autoencode'", "with 'reconstruct'")),
+        (
+            RECONSTRUCT | {"model.name": "tokens"},
+            ("'tokens' under task 'reconstruct' with lift.kind 'linear'", "'unet' or 'stage1' is accepted"),
+        ),
+        *(
+            (TOKENS | {"model.name": name}, (f"model.name {name!r}", "with lift.kind 'tokens': 'tokens' is accepted"))
+            for name in ("unet", "stage1", "vit")
+        ),
+        (TOKENS | {"augment": STILL | {"symmetry": True}}, ("augment.symmetry with lift.kind 'tokens'", "off is")),
+        *(
+            (TOKENS | {f"model.{name}": value}, ("tokens has no stages: depth, dropout, attention and links",))
+            for name, value in {
+                "depth": 2,
+                "dropout": 0.1,
+                "attention": {"kind": "se"},
+                "links": {"kind": "dense"},
+            }.items()
+        ),
+        (BEGUN, ("model.pretrained under task 'autoencode'", "accepted with 'reconstruct'")),
+        *(
+            (BEGUN | {"model.name": name}, (f"pretrained with {name!r}: accepted with 'stage1' and 'tokens'",))
+            for name in ("unet", "legacy", "hybrid", "vit")
+        ),
+        (
+            RECONSTRUCT | BEGUN | {"loss.perceptual": 0.1, "loss.features": {"source": "random"}},
+            ("loss.features beside model.pretrained", "one is accepted"),
+        ),
+        (RECONSTRUCT | {"model.pretrained": {"epochs": 1, "batch": 1}}, ("model.pretrained.batch", "greater than 1")),
+        (
+            RECONSTRUCT | {"model.pretrained": {"epochs": 1, "batch": 2, "steps": 1}},
+            ("unknown field model.pretrained.steps", "epochs, batch, seed"),
+        ),
         (RECONSTRUCT | {"augment": {}}, ("augment.rotation = 5", "'symmetry' moves", "lift.draws are fresh noise")),
         (RECONSTRUCT | {"lift": {"counts": 9}}, ("unknown field lift.counts", "accepted: kind, steps, pattern, count")),
         ({"augment": {"turn": 9}}, ("unknown field augment.turn", "accepted: rotation, elastic")),
@@ -162,7 +197,7 @@ def test_config_is_frozen(model, field):
         (RECONSTRUCT | {"lift": {"steps": 3}}, ("lift.steps", "1 or 2")),
         (
             RECONSTRUCT | {"lift": {"kind": "born"}},
-            ("lift.kind", "'born'", "'closed-form', 'back-projection' or 'none'"),
+            ("lift.kind", "'born'", "'closed-form', 'back-projection', 'none' or 'tokens'"),
         ),
         (RECONSTRUCT | {"lift": {"gain": "none"}}, ("lift.gain", "'global', 'optode' or 'known'")),
         (RECONSTRUCT | {"lift": {"pattern": "grid"}}, ("lift.pattern", "'grid'", "'stratified'")),
@@ -316,6 +351,17 @@ def test_digest_changes_with_every_field_of_a_reconstruction():
     digests = {config.replace(LIFTED, {path: value}).digest() for path, value in LIFTS.items()}
     alone = {LIFTED.model_copy(update=change).digest() for change in ({"task": "autoencode"}, {"lift": None})}
     assert len(digests | alone | {MEASURED.digest(), LIFTED.digest()}) == len(LIFTS) + 4
+
+
+def test_digest_changes_with_tokens_and_every_field_of_a_pretrained_decoder():
+    fields = {name: other(value, None) for name, value in config.Pretrained(epochs=2, batch=8)}
+    assert set(fields) == set(config.Pretrained.model_fields)
+    begun = config.replace(LIFTED, BEGUN)
+    digests = {config.replace(begun, {f"model.pretrained.{name}": value}).digest() for name, value in fields.items()}
+    plain = config.replace(LIFTED, {"model.name": "stage1"})
+    tokens = config.replace(BASE, TOKENS)
+    more = config.replace(tokens, {"model.pretrained": BEGUN["model.pretrained"]})
+    assert len(digests | {c.digest() for c in (begun, plain, tokens, more)}) == len(fields) + 4
 
 
 def test_reconstruction_is_accepted_with_what_it_needs():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import Inline
 
-from dotlib.config import CHANNELS, LIFTED, Data, Lift, Measurements, Noise
+from dotlib.config import CHANNELS, LIFTED, TOKEN, Data, Lift, Measurements, Noise
 from dotlib.data import dataset, lifts, sampling, simulate, split, store
 from dotlib.data.lifts import Coverage, Lifts
 from dotlib.data.recording import SimulationError
@@ -148,6 +148,73 @@ def test_control_has_nothing_of_the_readings_but_the_fit(found, lifted):
     tissue = none[5] > 0
     assert not none[:5].any() and not none[:, ~tissue].any()
     assert [len(np.unique(channel[tissue])) for channel in none[5:]] == [1, 1, 1]
+
+
+def tokens_by_hand(readings, phi, slopes, at, values):
+    """By numpy: what is left of ln(phi_measured / phi0), over noise and model error, less its weighted mean."""
+    sd, (s, d) = np.hypot(readings.sigma.numpy(), 0.03), readings.pairs.numpy().T
+    ratio = np.exp(readings.log_amplitude.numpy() - 1j * readings.phase.numpy()) / phi.numpy()
+    ratio *= np.conj((ratio / abs(ratio)).sum())
+    left = np.concatenate([np.log(abs(ratio)), np.angle(ratio)]) - slopes.numpy() @ np.log((values / at).numpy())
+    data = [part - np.average(part, weights=w**-2) for part, w in zip(np.split(left, 2), sd.T, strict=True)]
+    places = [readings.sources.numpy()[s], readings.detectors.numpy()[d]]
+    rows = [*(np.array(data) / sd.T), *np.log(sd.T), *places[0].T, *places[1].T]
+    rows += [np.sqrt(((places[0] - places[1]) ** 2).sum(1)), *np.tile(values.numpy()[:, None], len(s))]
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("index", [TRAIN, TEST])
+def test_tokens_are_whitened_rytov_data_and_where_they_were_read(found, columns, index):
+    held = work(found, kind="tokens")
+    made = held.make(index, 1, "cpu")["tokens"][0]
+    assert made.shape == (2, len(TOKEN), 60, 1, 1) and made.dtype == np.float32
+    place, fit = by_hand(columns, index)
+    exact = tokens_by_hand(place.readings, fit.phi, fit.slopes, fit.at, fit.values)
+    for name, a, b in zip(TOKEN, made[0, :, :, 0, 0], exact, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max(), err_msg=name)
+    assert np.square(exact[:2]).mean() > 0.1 and made[1].any() == (index == TRAIN)
+
+
+def test_tokens_of_a_later_draw_are_of_its_own_readings(found, columns):
+    """Its optodes bit for bit; its medium within a hundredth of its own whole fit, its data as by that medium."""
+    held = work(found, kind="tokens")
+    made, one = held.make(TRAIN, 1, "cpu")["tokens"][0, 1, :, :, 0, 0], drawn(held, columns, TRAIN, 1)
+    np.testing.assert_array_equal(made[4:7].T, one.sources[one.pairs[:, 0]].float())
+    np.testing.assert_array_equal(made[7:10].T, one.detectors[one.pairs[:, 1]].float())
+    fit = homogeneous.fit([dataclasses.replace(by_hand(columns, TRAIN)[0], readings=one)])[0]
+    exact = tokens_by_hand(one, fit.phi, fit.slopes, fit.at, fit.values)
+    np.testing.assert_allclose(made[-2:], exact[-2:], rtol=0.01)
+    assert np.corrcoef(made[:2].ravel(), exact[:2].ravel())[0, 1] > 0.999
+
+
+@pytest.mark.parametrize(
+    ("gain", "factor", "alike"), [("global", 1.7, True), ("optode", 1.7, True), ("known", 0.1, False)]
+)
+def test_factor_on_all_readings_changes_no_token(found, spoilt, gain, factor, alike):
+    """Where the gain is unknown: an amplitude of 5.5 times, a turn by half as many radians as its logarithm."""
+
+    def amplify(file):
+        file["log_amplitude"][3] += factor
+        file["phase"][3] += factor / 2
+
+    plain, other = (
+        work(found, path, kind="tokens", gain=gain, draws=1).make(3, 1, "cpu")["tokens"]
+        for path in (found.path, spoilt(amplify))
+    )
+    assert np.allclose(plain, other, rtol=1e-3, atol=1e-3) == alike
+
+
+def test_lost_pairs_are_no_tokens(found, spoilt):
+    """Zeros behind those that are there: no fitted medium either."""
+
+    def lose(file):
+        for name in store.LOST:
+            values = file[name][2]
+            values[10:70] = np.nan
+            file[name][2] = values
+
+    made = work(found, spoilt(lose), kind="tokens").make(2, 1, "cpu")["tokens"][0, 0, :, :, 0, 0]
+    assert (made[-2:, :40] > 0).all() and not made[:, 40:].any() and np.isfinite(made).all()
 
 
 def test_further_draws_are_of_training_phantoms_alone(found, lifted):

@@ -132,7 +132,7 @@ def test_teacher_that_fails_stops_only_those_that_need_it(tmp_path, monkeypatch)
     monkeypatch.setattr(trainer, "fit", fit)
     configs = (tiny(loss=loss, epochs=1) for loss in (Loss(), TRAINED))
     plain, taught = (study.Run(config=c, data="0", infra={"folder": tmp_path}) for c in configs)
-    with pytest.raises(study.StudyError, match=r"^features of b, seed 0: no memory$"):
+    with pytest.raises(study.StudyError, match=r"^autoencoder of b, seed 0: no memory$"):
         study.compute({("a", 0): plain, ("b", 0): taught})
     assert plain.infra.status() == "completed" != taught.infra.status()
 

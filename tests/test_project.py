@@ -70,7 +70,7 @@ FLOORS = {
     "models.skips": (1, "models.attention", "models.blocks"),
     "models.stages": (1, "models.attention", "models.blocks", "models.skips"),
     "models.autoencoder": (1, "models.blocks", "models.stages", "models.vit"),
-    "models.reconstructor": (1, "models.autoencoder", "models.blocks", "models.stages"),
+    "models.reconstructor": (1, "models.autoencoder", "models.blocks", "models.stages", "models.vit"),
     "models.vit": (1, "models.blocks"),
     "optim": (1,),
     "data": (2,),

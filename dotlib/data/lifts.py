@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import CHANNELS, LIFTED, Data, Lift, Noise
+from ..config import CHANNELS, LIFTED, TOKEN, Data, Lift, Noise
 from ..physics import closed_form, diffusion, gauss_newton, homogeneous, jacobian, lift, rytov
 from ..physics.homogeneous import Fit, Scene
 from ..physics.lift import Linear
@@ -57,9 +57,13 @@ class Lifts:
         )
 
     def make(self, first: int, count: int, device: str) -> dict[str, np.ndarray]:
-        """Lifts (count, draws, 8, 16, 16, 16): zeros where a phantom is excluded, or has fewer draws."""
-        columns = _read(self.path, first, count)
-        out = np.zeros((count, self.lift.draws, len(CHANNELS), *[LIFTED] * 3), np.float16)
+        """Lifts (count, draws, 8, 16, 16, 16) or tokens (count, draws, 13, pairs, 1, 1).
+
+        Zeros where a phantom is excluded, or has fewer draws or pairs.
+        """
+        columns, column = _read(self.path, first, count), self.lift.column
+        shape = (len(TOKEN), self.lift.count, 1, 1) if column == "tokens" else (len(CHANNELS), *[LIFTED] * 3)
+        out = np.zeros((count, self.lift.draws, *shape), store.COLUMNS[column].dtype)
         used = np.flatnonzero(self.labels[first : first + count] >= 0)
         drawn = {i: [self._draw(columns, i, first + i, draw, device) for draw in self._draws(first + i)] for i in used}
         if self.lift.kind == "closed-form":
@@ -73,8 +77,8 @@ class Lifts:
         scenes = {i: self._scene(columns, i, draws[0], device) for i, draws in drawn.items()}
         for (i, place), fit in zip(scenes.items(), fitted(scenes, first), strict=True):
             for draw, lifted in enumerate(self._lifted(place, fit, drawn[i])):
-                out[i, draw] = lifted.cpu().numpy()
-        return {"lift": out, "checks": np.zeros(count, "i4")}
+                out[i, draw, :, : lifted.shape[1]] = lifted.cpu().numpy()
+        return {column: out, "checks": np.zeros(count, "i4")}
 
     def scenes(self, first: int, count: int, used: Sequence[int], device: str) -> list[Scene]:
         """Draw 0 of some of the phantoms `first` ... `first + count - 1`."""
@@ -104,7 +108,7 @@ class Lifts:
 
     def _lifted(self, place: Scene, fit: Fit, draws: list[Readings]) -> list[Tensor]:
         """The channels of each draw, linearised about one medium."""
-        if self.lift.kind == "gauss-newton":
+        if self.lift.kind in ("gauss-newton", "tokens"):
             return [channels(self.lift, replace(place, readings=one), fit) for one in draws]
         pairs, which = torch.cat([one.pairs for one in draws]).unique(dim=0, return_inverse=True)
         phi, J = jacobian.jacobian(fit.system, fit.light, pairs, LIFTED, dtype=torch.complex64)
@@ -118,9 +122,14 @@ class Lifts:
 
 
 def channels(chosen: Lift, place: Scene, fit: Fit) -> Tensor:
-    """What a network takes of one recording (8, 16, 16, 16), by the kind of lift; `fit` may be that of another draw."""
+    """What a network takes of one recording, (8, 16, 16, 16) or (13, M, 1, 1) of tokens, by the kind of lift.
+
+    `fit` may be that of another draw.
+    """
     phi, slopes = jacobian.uniform(fit.system, fit.light, place.readings.pairs)
     own = homogeneous.refit(place.readings, fit, phi, rytov.rows(slopes, phi) * fit.at)
+    if chosen.kind == "tokens":
+        return lift.tokens(place.readings, own)
     problem = lift.linearise(place, own, LIFTED)
     if chosen.kind != "gauss-newton":
         return _linear(chosen.kind, problem)

@@ -26,8 +26,9 @@ STREAM = 10  # of random numbers
 class Samples:
     """One part's phantoms on the device: `truth` (P, 2, G, G, G) fp16, mm^-1, and what is seen of them.
 
-    `lifts` (P, R, C, 16, 16, 16) fp16 are stored draws, `fraction` (P, 1, G, G, G) the tissue's volume fractions; both
-    None where the network sees the volumes themselves. `bodies`: the ellipsoids, where volumes are deformed.
+    `lifts` (P, R, C, 16, 16, 16) fp16, or tokens (P, R, C, M, 1, 1) fp32, are stored draws, `fraction` (P, 1, G, G, G)
+    the tissue's volume fractions; both None where the network sees the volumes themselves. `bodies`: the ellipsoids,
+    where volumes are deformed.
     """
 
     config: Config
@@ -40,7 +41,7 @@ class Samples:
         return len(self.truth)
 
     def frozen(self, chosen: Tensor | slice = slice(None)) -> Tensor:
-        """What is seen of some phantoms when nothing is drawn: volumes, or their draw 0; fp16."""
+        """What is seen of some phantoms when nothing is drawn: volumes, or their draw 0."""
         return self.truth[chosen] if self.lifts is None else joined(self.lifts[chosen][:, 0], self.fraction[chosen])
 
     def drawn(self, chosen: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -63,7 +64,12 @@ class Samples:
 
 
 def joined(lifted: Tensor, fraction: Tensor) -> Tensor:
-    """(B, C + r^3, 16, 16, 16): a lift's channels, then the fractions of the r^3 finer voxels in each of its own."""
+    """(B, C + r^3, 16, 16, 16): a lift's channels, then the fractions of the r^3 finer voxels in each of its own.
+
+    Tokens (B, C, M, 1, 1), which have no voxels, stay alone.
+    """
+    if lifted.shape[-1] == 1:
+        return lifted
     b, grid, r = len(lifted), lifted.shape[-1], fraction.shape[-1] // lifted.shape[-1]
     blocks = fraction.reshape(b, grid, r, grid, r, grid, r).permute(0, 2, 4, 6, 1, 3, 5)
     return torch.cat([lifted, blocks.reshape(b, r**3, grid, grid, grid)], 1)
@@ -91,7 +97,7 @@ def of(config: Config, data: Dataset, part: str, device: str = "cpu") -> Samples
     truth = data.volumes(part, device, torch.float16)
     if config.task == "autoencode":
         return Samples(config, truth, bodies=data.bodies(part, device) if config.augment else None)
-    lifted = _stored(config, data, part, "lift")
+    lifted = _stored(config, data, part, config.lift.column)
     draws = lifted.shape[1] if part == "train" else 1
     return Samples(config, truth, torch.from_numpy(lifted[:, :draws]).to(device), fractions(data, part).to(device))
 

@@ -50,6 +50,7 @@ COLUMNS = {
     "sigma": Column(("P", "M", 2), "f4", "ln, rad"),
     "phi_clean": Column(("P", "M"), "c8", "mm^-2"),
     "lift": Column(("P", "R", "C", "L", "L", "L"), "f2", ""),
+    "tokens": Column(("P", "R", "F", "T", 1, 1), "f4", ""),
     "covered": Column(("P", "L", "L", "L"), "?", ""),
     "estimate": Column(("P", 2, "L", "L", "L"), "f4", "mm^-1"),
     "family": Column(("P",), "S16", ""),
@@ -57,7 +58,7 @@ COLUMNS = {
     "checks": Column(("P",), "i4", ""),
 }
 MEASURED = ("sources", "detectors", "pairs", "log_amplitude", "phase", "sigma")
-DRAWN = ("lift", "covered", "estimate")  # what is made of a file's readings, in a file beside it
+DRAWN = ("lift", "tokens", "covered", "estimate")  # what is made of a file's readings, in a file beside it
 DERIVED = ("split", "checks")  # not part of a shard's digest
 LOST = ("log_amplitude", "phase")  # NaN in both: a pair that was lost
 
@@ -75,9 +76,8 @@ def identity(config: Data, every: bool = False) -> str:
 def digest(columns: Mapping[str, np.ndarray]) -> bytes:
     """Hash of a shard's arrays."""
     held = hashlib.sha256()
-    for name in COLUMNS:
-        if name in columns and name not in DERIVED:
-            held.update(np.ascontiguousarray(columns[name]).tobytes())
+    for name in (n for n in COLUMNS if n in columns and n not in DERIVED):
+        held.update(np.ascontiguousarray(columns[name]).tobytes())
     return held.hexdigest()[:16].encode()
 
 

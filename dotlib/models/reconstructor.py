@@ -1,15 +1,17 @@
-"""From a lift to a volume: the network that reconstructs (mua, musp) from measurements."""
+"""From a lift, or from pairs as tokens, to a volume: the network that reconstructs (mua, musp) from measurements."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from ..config import CHANNELS, LIFTED, Model
+from ..config import CHANNELS, LIFTED, TOKEN, Model
 from .autoencoder import Stage1
 from .blocks import Residual, Standard, ZeroConv3d, conv_bn, depth_to_space, initialise, space_to_depth
 from .stages import Staged
+from .vit import Positions, Transformer
 
 LARGEST = 3.0  # of ln(mua / mua0): twenty times the fitted value
 
@@ -75,11 +77,41 @@ class FromLift(Stage1):
         return space_to_depth(z, self.fold)
 
 
+class FromTokens(Stage1):
+    """`stage1` with a transformer over the readings' pairs in place of its encoder: the same code and decoder.
+
+    A token of its own gathers the code (Dosovitskiy 2021); no token has a position but its optodes', so that the order
+    of the pairs means nothing. Six blocks of 12 `width` channels have fewer parameters than the encoder has.
+    """
+
+    blocks = 6
+
+    def __init__(self, grid: int, channels: int, config: Model):
+        super().__init__(grid, config)
+        c = 12 * config.width
+        self.stem, self.gather, self.norm = nn.Linear(channels, c), Positions(1, c), nn.LayerNorm(c)
+        self.encoder = nn.ModuleList(Transformer(c) for _ in range(self.blocks))
+        self.to_code = nn.Linear(c, config.code)
+
+    def encode(self, z: Tensor, there: Tensor) -> Tensor:
+        """(B, code) of standardised tokens (B, 13, M, 1, 1); those that are not `there` (B, M) are not looked at."""
+        tokens = self.stem(z.flatten(2).transpose(1, 2))
+        tokens = torch.cat((self.gather(torch.zeros_like(tokens[:, :1])), tokens), 1)
+        seen = nn.functional.pad(there, (1, 0), value=True)[:, None, None]
+        for block in self.encoder:
+            tokens = block(tokens, seen)
+        return self.to_code(self.norm(tokens[:, 0]))
+
+    def maps(self, z: Tensor) -> dict[str, Tensor]:
+        return {}
+
+
 class Reconstructor(nn.Module):
     """A network between units: (B, channels, 16, 16, 16) of a lift and the tissue's fractions -> (B, 2, grid^3), mm^-1.
 
     The input is that of `data.samples`: a lift's eight channels and, for each of its voxels, the tissue's fractions of
-    the output's. `standard` is that of the volumes, `seen` that of the input's channels.
+    the output's; or tokens (B, 13, M, 1, 1), without a fitted medium where there is no pair. `standard` is that of the
+    volumes, `seen` that of the input's channels.
     """
 
     def __init__(self, network: nn.Module, standard: Standard, seen: Standard, grid: int):
@@ -89,6 +121,8 @@ class Reconstructor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.seen(x)
+        if isinstance(self.network, FromTokens):
+            return self.network.decode(self.network.encode(z, x[:, -1].flatten(1) > 0), self.standard)
         if isinstance(self.network, FromLift):
             features = self.network.features(z)
             return self.network.decode(self.network.code(features), self.standard, features)
@@ -101,9 +135,9 @@ class Reconstructor(nn.Module):
         return self.network.maps(self.seen(x))
 
 
-def channels(grid: int) -> int:
-    """Channels of the input for an output of grid^3 voxels."""
-    return len(CHANNELS) + (grid // LIFTED) ** 3
+def channels(grid: int, name: str = "unet") -> int:
+    """Channels of a network's input for an output of grid^3 voxels."""
+    return len(TOKEN) if name == "tokens" else len(CHANNELS) + (grid // LIFTED) ** 3
 
 
 def build(config: Model, grid: int, seed: int, volumes: Sequence[Tensor], seen: Sequence[Tensor]) -> Reconstructor:
@@ -111,6 +145,6 @@ def build(config: Model, grid: int, seed: int, volumes: Sequence[Tensor], seen: 
 
     Raises ConfigError for an addition to a stage that the network does not have.
     """
-    kind = {"unet": UNet, "stage1": FromLift}[config.name]
-    network = initialise(kind(grid, channels(grid), config), seed)
+    kind = {"unet": UNet, "stage1": FromLift, "tokens": FromTokens}[config.name]
+    network = initialise(kind(grid, channels(grid, config.name), config), seed)
     return Reconstructor(network, Standard(*volumes), Standard(*seen), grid)

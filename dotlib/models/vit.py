@@ -27,7 +27,7 @@ class Positions(nn.Module):
 class Transformer(Block):
     """Self-attention and a hidden layer, each behind a normalisation and beside the identity (Dosovitskiy 2021).
 
-    Tokens (B, N, C) -> the same; 12 C^2 + 13 C parameters.
+    Tokens (B, N, C) -> the same; 12 C^2 + 13 C parameters. `seen` (B, 1, 1, N): the tokens that are attended to.
     """
 
     def __init__(self, c: int):
@@ -37,10 +37,10 @@ class Transformer(Block):
         self.qkv, self.project = nn.Linear(c, 3 * c), nn.Linear(c, c)
         self.expand, self.contract = nn.Linear(c, EXPANSION * c), nn.Linear(EXPANSION * c, c)
 
-    def block(self, tokens: Tensor) -> Tensor:
+    def block(self, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
         heads = self.qkv(self.norm1(tokens)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-        tokens = tokens + self.project(seen)
+        found = F.scaled_dot_product_attention(*heads, attn_mask=seen).transpose(1, 2).flatten(2)
+        tokens = tokens + self.project(found)
         return tokens + self.contract(F.gelu(self.expand(self.norm2(tokens))))
 
 

@@ -137,6 +137,19 @@ def channels(problem: Linear, x: Tensor) -> Tensor:
     return torch.cat([x.flatten(0, 1), torch.stack([coverage, tissue]), level])
 
 
+def tokens(readings: Readings, fit: Fit) -> Tensor:
+    """Each pair as a token, (13, M, 1, 1), as in `config.TOKEN`: whitened Rytov data that the fit to them leaves.
+
+    The sd is that which whitens: of noise and model error together.
+    """
+    left = readings.white(readings.difference(fit.phi) - fit.slopes @ fit.step)
+    s, d = readings.pairs.T
+    source, detector = readings.sources[s], readings.detectors[d]
+    rows = [*left.view(2, -1), *-readings.weight.log().view(2, -1), *source.T, *detector.T]
+    rows += [(source - detector).norm(dim=1), *fit.values[:, None].expand(2, len(source))]
+    return torch.stack(rows).float()[..., None, None]
+
+
 def tikhonov(x: Tensor, values: Tensor) -> Tensor:
     """mua and musp (2, g, g, g), mm^-1, of one linear step x: 1 + x, since a step overshoots inside exp."""
     return values.to(x.dtype).view(2, 1, 1, 1) * (1 + x).clamp_min(0)
