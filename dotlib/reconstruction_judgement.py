@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from . import config as configuration
 from . import evaluation, machine, reconstruction_tuning, study
-from .config import CHANNELS
+from .config import CHANNELS, ConfigError
 from .data import classical, samples
 from .evaluation import homogeneous
 from .reconstruction_records import COLUMNS, TRUTH, Reconstructed, load
@@ -168,15 +168,27 @@ def _row(key: Key, run: study.Run) -> dict:
 
 
 def evidence(profile: str, store: Path, folder: Path) -> Reconstructed | None:
-    """All judged runs: from the run store where every study is complete; else from `folder`; else None."""
-    wanted = members(profile, store)
-    if all(run.infra.status() == "completed" for run in wanted.values()):
+    """All judged runs: from the run store where every study is complete; else computed, full on a GPU; else from
+    `folder`; else None."""
+    try:
+        wanted = members(profile, store)
+    except ConfigError:
+        wanted = {}  # an arm does not fit this profile
+    if profile == "full" and torch.cuda.is_available():
+        for name in STUDIES:
+            study.results(name, profile, 0, store)
+    if wanted and all(run.infra.status() == "completed" for run in wanted.values()):
         return judged(wanted, profile, reconstruction_tuning.recorded())
     return load(folder / NAME) if (folder / NAME).is_dir() else None
 
 
-def shown(profile: str, store: Path) -> Reconstructed:
-    """The runs that a notebook trains itself, at home alone, beside Tikhonov as lifted."""
+def shown(profile: str, store: Path) -> Reconstructed | None:
+    """The runs that a notebook trains itself, at home alone, beside Tikhonov as lifted; None where it cannot: the full
+    profile without a GPU."""
+    try:
+        for name in QUICK:
+            study.results(name, profile, 0, store)
+    except ConfigError:
+        return None
     runs = {key: run for name in QUICK for key, run in study.members(name, profile, 0, store).items()}
-    study.compute(runs)
     return judged(runs, profile, {}, {HOME})

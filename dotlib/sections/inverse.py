@@ -140,13 +140,18 @@ def targets(record, arm: str) -> pd.DataFrame:
         for word, limit in zip(("must", "aim"), limits, strict=True):
             what = f"nrmse of mua below Gauss-Newton's, {part}, %"
             lower = Interval(-one.estimate, -one.high, -one.low, one.n)
-            rows.append(_asked(what, f"{word} {limit} or more", lower, (limit, np.inf)))
+            rows.append(asking(what, f"{word} {limit} or more", lower, (limit, np.inf)))
     for part, metric, limit in (("tissue", "skill_homogeneous", 0.35), ("covered", "skill_homogeneous_covered", 0.75)):
         one = over_seeds(per_seed(record, arm, HOME, metric))
         what = f"skill against the best homogeneous volume, {part}"
-        rows.append(_asked(what, f"{limit} or more", one, (limit, np.inf)))
+        rows.append(asking(what, f"{limit} or more", one, (limit, np.inf)))
     return pd.DataFrame(rows)
 
 
-def _asked(what: str, asked: str, found: Interval, limits: tuple[float, float]) -> dict:
+def asking(what: str, asked: str, found: Interval, limits: tuple[float, float]) -> dict:
     return {"what": what, "asked": asked, "found": text(found), "standing": standing(found, limits)}
+
+
+def asked(record, arms, of) -> pd.DataFrame:
+    """What each of `of` asks of each network, one below the other, with a column `network`."""
+    return pd.concat([part(record, arm).assign(network=arm) for arm in arms for part in of], ignore_index=True)

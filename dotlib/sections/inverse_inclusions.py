@@ -10,7 +10,7 @@ from ..reconstruction_records import TRUTH
 from ..reconstruction_sets import FRESH, HOME
 from ..reconstructions import CONTROL, NETWORK
 from ..stats import Interval, wilson
-from .inverse import GAUSS_NEWTON, _asked, chosen, methods
+from .inverse import GAUSS_NEWTON, asking, chosen, methods
 from .measured import over_seeds, text
 
 FLAT = (BEST, FITTED, CONTROL, SHUFFLED)  # what knows nothing of the inclusions
@@ -156,7 +156,7 @@ def visible(record) -> pd.DataFrame:
 
 def targets(record, arm: str = NETWORK) -> pd.DataFrame:
     """What is asked of the inclusions, in the columns of `inverse.targets`."""
-    rows = [_asked(f"median crc of mua, centre within {NEAR} mm of an optode", f"{DEEP} or more", near(record, arm),
+    rows = [asking(f"median crc of mua, centre within {NEAR} mm of an optode", f"{DEEP} or more", near(record, arm),
                    (DEEP, np.inf))]  # fmt: skip
     beside = text(near(record, GAUSS_NEWTON)) if GAUSS_NEWTON in methods(record) else "--"
     rows[0]["found"] += f"; {GAUSS_NEWTON}: {beside}"
@@ -164,7 +164,7 @@ def targets(record, arm: str = NETWORK) -> pd.DataFrame:
     for part, (_, limit) in SHARES.items():
         mine = placed[(placed["method"] == arm) & (placed["part"] == part)]
         one = Interval(*mine.iloc[0][["median", "low", "high", "seeds"]]) if len(mine) else Interval()
-        rows.append(_asked(f"localisation, {part}, mm", f"{limit} or less", one, (-np.inf, limit)))
+        rows.append(asking(f"localisation, {part}, mm", f"{limit} or less", one, (-np.inf, limit)))
     return pd.DataFrame(rows)
 
 

@@ -16,7 +16,7 @@ from ..reconstruction_sets import (
 from ..reconstructions import EVERYWHERE, NETWORK
 from ..reconstructions import PATTERNS as TRAINED
 from ..stats import Interval
-from .inverse import _asked, methods, per_seed
+from .inverse import asking, methods, per_seed
 from .measured import over_seeds, ratio, text
 
 GROUPS = {
@@ -142,7 +142,7 @@ def targets(record, arm: str = NETWORK) -> pd.DataFrame:
     ):
         name, one = worst(found, arm, names)
         loss = one.map(lambda x: 100 * (x - 1))
-        row = _asked(what, f"{limit} or less", loss, (-np.inf, limit))
+        row = asking(what, f"{limit} or less", loss, (-np.inf, limit))
         rows.append(row | {"found": f"{row['found']} ({name})" if name else "--"})
     return pd.DataFrame(rows)
 
