@@ -64,8 +64,12 @@ def _parser() -> argparse.ArgumentParser:
         help="where runs are computed; nowhere: take those that are",
     )
     commands.choices["study"].add_argument("--record", action="store_true", help="write its tables to results/")
-    command = add("judge", _judge, "Judge the roadmap's finished runs on other phantoms.", "--profile quick --record")
+    command = add("judge", _judge, "Judge finished runs on other phantoms.", "--task reconstruct --record")
     command.add_argument("--record", action="store_true", help="write the judgements to results/")
+    command.add_argument("--task", choices=("autoencode", "reconstruct"), default="autoencode",
+                         help="the runs of section 4.5, or of 4.6 beside the classical methods")  # fmt: skip
+    command = add("tune", _tune, "Tune the classical reconstructions by validation.", "--profile quick --record")
+    command.add_argument("--record", action="store_true", help="write the settings to results/")
     command = add("reconstruct", _reconstruct, "Reconstruct one recording.", "data/F.h5 --model runs/R/last.pt", False)
     command.add_argument("file", type=Path, help="a SNIRF file (.snirf), or a dataset file")
     command.add_argument(
@@ -177,6 +181,8 @@ def _status(arguments: argparse.Namespace) -> None:
 
 def _judge(arguments: argparse.Namespace) -> None:
     profile(arguments.profile)
+    if arguments.task == "reconstruct":
+        return _judge_reconstructions(arguments)
     from . import judged_records, judgement
 
     home = root()
@@ -193,6 +199,37 @@ def _judge(arguments: argparse.Namespace) -> None:
     if arguments.record:
         print(f"taken over from the record: {0 if earlier is None else len(earlier.runs)}")
         judged_records.save(found, folder)
+        print(f"recorded in {folder}")
+
+
+def _judge_reconstructions(arguments: argparse.Namespace) -> None:
+    from . import reconstruction_judgement as judgement
+    from . import reconstruction_records, reconstruction_tuning
+
+    home = root()
+    wanted = judgement.members(arguments.profile, home / "runs")
+    finished = {key: run for key, run in wanted.items() if run.infra.status() == "completed"}
+    for arm, seed in [key for key in wanted if key not in finished]:
+        print(f"missing: {arm}, seed {seed}")
+    found = judgement.judged(finished, arguments.profile, reconstruction_tuning.recorded())
+    print(f"{len(finished)} of {len(wanted)} runs judged, on {found.values['set'].nunique()} sets")
+    if arguments.record:
+        folder = home / "results" / judgement.NAME
+        if folder.is_dir() and (earlier := reconstruction_records.load(folder)).profile == arguments.profile:
+            found = reconstruction_records.joined(found, earlier)
+        reconstruction_records.save(found, folder)
+        print(f"recorded in {folder}: {len(found.runs)} runs")
+
+
+def _tune(arguments: argparse.Namespace) -> None:
+    base = profile(arguments.profile).base.data
+    from . import reconstruction_tuning as tuning
+
+    found = tuning.table(base)
+    print(found.to_string(index=False, float_format="%.4f"))
+    if arguments.record:
+        folder = root() / "results" / tuning.NAME
+        tuning.save(found, arguments.profile, folder)
         print(f"recorded in {folder}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -69,6 +69,14 @@ class Judge:
         if seen.view.group == HOME:
             return samples.of(self.runs[key].config, seen.data, part).frozen()
         return samples.joined(seen.lifted, seen.fraction)
+
+    def one(self, seen: Seen) -> Callable[[int], Tensor] | None:
+        """The first seed's network on the n-th phantom of a set alone; None where there is none."""
+        if not self.own():
+            return None
+        key = self.own()[0]
+        shown = self.shown(key, seen)
+        return lambda n: self.network(key, shown[n : n + 1])
 
     def volumes(self, seen: Seen) -> dict[Key, Tensor]:
         """Every method's volumes of a set by (arm, seed), before they are clamped."""
@@ -154,7 +162,7 @@ def judged(
         pd.concat(values, ignore_index=True)[COLUMNS],
         pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=LESIONS),
         judge.calibrated(seen[HOME], kept[HOME]),
-        times(seen[HOME], settings, judge),
+        times(seen[HOME], settings, judge.one(seen[HOME])),
         pd.DataFrame([_row(key, run) for key, run in finished.items()], columns=RUN),
         profile,
         "runs/",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,29 +15,24 @@ from .data.split import NAMES
 from .reconstruction_sets import Seen
 from .reconstruction_tuning import Setting
 
-if TYPE_CHECKING:
-    from .reconstruction_judgement import Judge
-
 COUNT = 4  # phantoms
 
 
-def times(seen: Seen, settings: Mapping[str, Setting], judge: Judge) -> pd.DataFrame:
-    """Rows of step, seconds, n, threads: medians over the first test phantoms.
+def times(seen: Seen, settings: Mapping[str, Setting], network: Callable[[int], object] | None) -> pd.DataFrame:
+    """Rows of step, seconds, n, threads: medians over the first test phantoms; `network` answers the n-th's lift.
 
     Every reconstruction starts with the fit; the network needs the lift besides.
     """
     data, taken = seen.data, {}
     draws = lifts.Lifts(seen.view.data, Lift(), data.path, data.labels)
-    networks = judge.own()[:1]
-    shown = [judge.shown(key, seen)[:COUNT] for key in networks]
     for n, i in enumerate(np.flatnonzero(data.labels == NAMES.index("test"))[:COUNT]):
         place = draws.scenes(int(i), 1, [0], "cpu")[0]
         fit = _clocked(taken, "fit", lambda place=place: lifts.fitted({0: place}, 0)[0])
         _clocked(taken, "lift", lambda place=place, fit=fit: lifts.channels(Lift(), place, fit))
         for method, setting in settings.items():
             _clocked(taken, method, lambda m=method, s=setting, p=place, f=fit: classical.reconstruct(p, f, m, *s))
-        for key, x in zip(networks, shown, strict=True):
-            _clocked(taken, "network", lambda key=key, x=x[n : n + 1]: judge.network(key, x))
+        if network is not None:
+            _clocked(taken, "network", lambda n=n: network(n))
     rows = [{"step": name, "seconds": np.median(seconds), "n": len(seconds)} for name, seconds in taken.items()]
     return pd.DataFrame(rows).assign(threads=torch.get_num_threads())
 

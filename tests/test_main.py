@@ -17,7 +17,7 @@ from dotlib import arms, bench, config, records, study, trainer, workbook
 from dotlib.data import checks, phantoms, simulate, store
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("simulate", "check", "study", "status", "judge", "reconstruct", "workbook", "bench")
+COMMANDS = ("simulate", "check", "study", "status", "judge", "tune", "reconstruct", "workbook", "bench")
 
 
 @pytest.fixture
