@@ -3,7 +3,7 @@
 from .config import Config, ConfigError
 from .improvements import ALTERNATIVES, ATTENTION, BUDGETS, FAMILIES, IMPROVEMENTS, PHANTOMS, label
 from .recipes import averaging, steps
-from .reconstructions import INPUTS, NETWORK, PATTERNS
+from .reconstructions import ARCHITECTURE, INPUTS, NETWORK, PATTERNS
 
 # what each improvement may touch; epochs follow from the phantoms and the batch, at as many samples
 FIELDS = {
@@ -47,6 +47,10 @@ DECLARED: dict[str, tuple[str, set[str]]] = (
     | {f"specified-{n}": ("specified-1", FIELDS["duration"]) for n in BUDGETS if n > 1}
     | {f"half-{n}": (f"specified-{n}", {"model.width"}) for n in BUDGETS}
     | {name: (NETWORK, {"lift"}) for name in (*INPUTS, *PATTERNS) if name != NETWORK}
+    | {
+        name: (NETWORK, {f"model.{'attention' if arm.changes.get('model.attention') else 'links'}"})
+        for name, arm in ARCHITECTURE.items()
+    }
     | {"reconstruct-more": (NETWORK, {"lift", "data.phantoms", "data.train", "training.epochs"})}
     | {"reconstruct-longer": ("reconstruct-more", FIELDS["duration"])}
     | {"reconstruct-symmetry": ("reconstruct", {"augment"}), "reconstruct-code": ("reconstruct", {"model.name"})}

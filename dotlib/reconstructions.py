@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from .config import ONECYCLE, Augmentation, Config, Lift, Links, Pretrained
+from .config import ONECYCLE, Attention, Augmentation, Config, Lift, Links, Pretrained
 from .config_parts import PatternName
 from .improvements import PHANTOMS, SIZES_OF_DATA
 from .recipes import Arm, Change, Study
@@ -73,7 +73,20 @@ MORE = {
     "reconstruct-more": _more(f"{SIZES_OF_DATA[-1]} phantoms with one draw each", _MORE["training.epochs"]),
     "reconstruct-longer": _more("the same for four times as many steps", _longer),
 }
-ARMS = INPUTS | NETWORKS | PATTERNS | MORE
+GATES = {
+    "sigmoid": "the specification's gate",
+    "identity": "the same from identity",
+    "random": "control: never trained",
+}
+LINKS = {"dense": "both", "fused": "both", "guided": "across"}
+ARCHITECTURE = {
+    f"reconstruct-{kind}": _reconstruct(f"{words}, at the two deepest stages", model__attention=Attention(kind=kind))
+    for kind, words in GATES.items()
+} | {
+    f"reconstruct-{kind}": _reconstruct(f"{kind} links, {side}", model__links=Links(kind=kind, side=side))
+    for kind, side in LINKS.items()
+}
+ARMS = INPUTS | NETWORKS | PATTERNS | ARCHITECTURE | MORE
 EVERYWHERE = (NETWORK, *MORE)  # judged on every set
 ON_PATTERNS = tuple(PATTERNS)  # and on the sets of other patterns
 STUDIES = {
@@ -82,6 +95,7 @@ STUDIES = {
     "4.6-inputs": Study(tuple(INPUTS), 3),
     "4.6-networks": Study((NETWORK, *NETWORKS), 3),
     "4.6-patterns": Study((NETWORK, *PATTERNS), 3),
+    "4.6-architecture": Study((NETWORK, *ARCHITECTURE), 3),
     "4.6-more": Study((NETWORK, *MORE), 3),
 }
 QUICK = ("4.6-shown", "4.6-control")  # what the notebook trains itself in the quick profile

@@ -13,6 +13,8 @@ import pandas as pd
 from .. import arms, stats
 from ..comparison import ASSUMED, Column
 from ..improvements import ATTENTION, GATES, SIZES
+from ..reconstructions import GATES as LIGHT
+from ..reconstructions import NETWORK
 from ..stats import Interval
 from ..stats_crossed import detectable_difference
 from . import hypotheses, hypotheses_architecture
@@ -78,6 +80,14 @@ def exploratory(record) -> pd.DataFrame:
         pairs += [Pair(f"{gate} against other kinds", gate, other) for other in COMPARATORS]
     labels = [pair.a if pair.b == PLAIN else f"against {pair.b}" for pair in pairs]
     return contrasts(record, pairs).assign(standing="exploratory", label=labels)
+
+
+def under_light(record) -> pd.DataFrame:
+    """Gates in the network that reconstructs, against the plain one and against the gate that is never trained."""
+    gates = [f"reconstruct-{kind}" for kind in LIGHT]
+    pairs = [Pair(f"against {NETWORK}", gate, NETWORK) for gate in gates]
+    pairs += [Pair("against the control", gate, gates[-1]) for gate in gates[:-1]]
+    return contrasts(record, pairs).assign(standing="exploratory")
 
 
 def controls(record) -> pd.DataFrame:
