@@ -1,13 +1,15 @@
-"""Sets of made-up phantoms on which reconstructions are judged: spheres of one value each, without light."""
+"""Sets on which reconstructions are judged: made-up spheres of one value each without light, and few phantoms with."""
 
 import numpy as np
+import pytest
 import torch
+from tiny import Inline
 
 from dotlib import metrics
 from dotlib.config import CHANNELS, LIFTED, Data, Lift, Measurements
-from dotlib.data import phantoms
+from dotlib.data import phantoms, simulate
 from dotlib.data.dataset import Dataset
-from dotlib.reconstruction_sets import FRESH, Seen, View, radii, shares
+from dotlib.reconstruction_sets import FRESH, Seen, View, load, radii, shares, views
 
 RADIUS, MUA, MUSP = 26.0, 0.005, 1.0  # of the tissue
 BASE = Data(
@@ -39,3 +41,18 @@ def made_up(tables, name=FRESH, group=None, grid=16, covered=None, data=BASE):
         fraction, truth, labels, covered, regions, torch.full((len(tables), 5), 7.0, dtype=torch.float64),
         radii(tables), shares(regions, covered),
     )  # fmt: skip
+
+
+class Lit(dict):
+    """Sets of BASE by name, simulated and lifted in `folder` when first asked for."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def __missing__(self, name):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(simulate, "ProcessPoolExecutor", Inline)
+            patch.setattr(simulate, "_pace", lambda shard: 0.0)  # nothing is made twice for the time it takes
+            self[name] = load(views(BASE)[name], self.folder)
+        return self[name]
