@@ -5,7 +5,7 @@ import pytest
 import torch
 from seen import BASE, made_up, table
 
-from dotlib import arms, config, reconstruction_sets
+from dotlib import arms, config, reconstruction_sets, reconstructions
 from dotlib.config import LIFTED, PROFILES, Data, Lift
 from dotlib.data import lifts, phantoms, recording, samples, split, store
 from dotlib.data.phantoms import AXES, CENTRE
@@ -68,7 +68,7 @@ def test_sets_that_change_the_light_alone_hold_the_same_phantoms(size):
 @pytest.mark.parametrize("size", PROFILES)
 def test_no_set_but_home_has_the_seed_of_what_is_trained_with(size):
     base = PROFILES[size].base.data
-    made = [arms.arm(name, size) for name, arm in arms.ARMS.items() if not arm.tuned]
+    made = [arms.arm(name, size) for name in reconstructions.ARMS]
     trained = {data.seed for one in made for data in (one.data, one.test) if data}
     for view in views(base).values():
         if view.name == HOME:
