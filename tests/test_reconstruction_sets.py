@@ -7,7 +7,7 @@ from seen import BASE, made_up, table
 
 from dotlib import arms, config, reconstruction_sets, reconstructions
 from dotlib.config import LIFTED, PROFILES, Data, Lift
-from dotlib.data import lifts, phantoms, recording, samples, split, store
+from dotlib.data import lifts, phantoms, probe, recording, samples, split, store
 from dotlib.data.phantoms import AXES, CENTRE
 from dotlib.reconstruction_sets import (
     COUNTS,
@@ -167,6 +167,28 @@ def test_light_is_all_that_the_sampler_changes(drawn, fresh, name):
         np.testing.assert_array_equal(found["phi_clean"], fresh["phi_clean"])
         assert not np.array_equal(found["log_amplitude"], fresh["log_amplitude"], equal_nan=True)
     assert not found["checks"].any()
+
+
+def test_probe_of_a_set_is_where_its_name_says(drawn, fresh):
+    """By the heights of its sources: the tissue reaches 25-30 mm from its centre."""
+    found = {name: drawn(views(QUICK)[name]) for name in (*PROBES, *COVERAGES)}
+    heights = {name: columns["sources"][..., 2] for name, columns in found.items()}
+    assert (heights["patch of 20 mm"] > 15).all() and heights["patch of 20 mm"].min() > fresh["sources"][..., 2].min()
+    assert (heights["two patches"][:, :25] > 0).all() and (heights["two patches"][:, 25:] < 0).all()
+    assert ((heights["all around"] > 0).mean(1) > 0.2).all() and ((heights["all around"] < 0).mean(1) > 0.2).all()
+    np.testing.assert_array_equal(found["one patch"]["sources"], fresh["sources"])
+    assert found["25 sources, 20 detectors"]["detectors"].shape == (2, 20, 3)
+    assert {columns["pairs"].shape[1] for name, columns in found.items() if name in COVERAGES} == {500}
+
+
+@pytest.mark.parametrize("size", PROFILES)
+@pytest.mark.parametrize("name", [view.name for view in views(QUICK).values() if view.group in ("probe", "coverage")])
+def test_every_phantom_has_room_for_its_probe(size, name):
+    m = views(PROFILES[size].base.data)[name].data.measurements
+    reach, each = np.inf if m.radius is None else m.radius, m.pairs // m.sources
+    patch = probe.Patch(reach, m.sources, m.detectors, m.pairs, each, patches=m.patches)
+    found = [probe.draw(rows, SEED, i, patch)[1] for i, rows in enumerate(phantoms.sample("default", 64, SEED))]
+    assert {len(one.pairs) for one in found} == {m.pairs}
 
 
 def test_tumour_free_set_is_the_fresh_one_without_tumours(drawn, fresh):
