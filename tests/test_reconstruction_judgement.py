@@ -9,10 +9,10 @@ import pytest
 import torch
 from seen import BASE, MUA, MUSP, made_up, table
 
-from dotlib import arms, config, evaluation, machine, reconstruction_records, reconstruction_times
+from dotlib import arms, checkpoint, config, evaluation, machine, reconstruction_records, reconstruction_times
 from dotlib import reconstruction_judgement as judgement
 from dotlib.config import CHANNELS, LIFTED
-from dotlib.data import classical, samples
+from dotlib.data import classical, phantoms, samples
 from dotlib.reconstruction_judgement import (
     BEST,
     ENSEMBLE,
@@ -28,6 +28,7 @@ from dotlib.reconstruction_judgement import (
     LIFTED as AS_LIFTED,
 )
 from dotlib.reconstruction_records import COLUMNS, TRUTH
+from dotlib.reconstruction_scores import scores
 from dotlib.reconstruction_sets import COVERAGES, FRESH, HOME, PATTERNS, THRESHOLDS, views
 from dotlib.reconstruction_tuning import Setting
 from dotlib.reconstructions import CONTROL, NETWORK
@@ -393,6 +394,60 @@ def test_evidence_is_of_the_store_where_all_is_done_else_of_the_record(monkeypat
         assert found is None
         (tmp_path / judgement.NAME).mkdir()
         assert judgement.evidence("smoke", None, tmp_path) == tmp_path / judgement.NAME
+
+
+class Saved(Made):
+    """The same with a checkpoint: a network whose last convolution is awake, as a run leaves it; of BASE."""
+
+    def __init__(self, seed, folder):
+        super().__init__(NETWORK, seed)
+        model = config.Model(name="unet", width=2)
+        self.config = self.config.model_copy(update={"data": BASE, "test": None, "model": model})
+        self.asked, chance = folder, torch.Generator().manual_seed(seed)
+        folder.mkdir()
+        self.network = evaluation.network(self.config)
+        with torch.no_grad():
+            weight = self.network.network.head.weight
+            weight.copy_(0.3 * torch.randn(weight.shape, generator=chance))
+        checkpoint.save(folder / "last.pt", {"judged": self.network.state_dict()}, self.config.digest())
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Two seeds."""
+    return {(NETWORK, seed): Saved(seed, tmp_path / str(seed)) for seed in (0, 1)}
+
+
+def test_network_scores_at_home_what_its_own_judgement_says(lit, saved):
+    """That which a run makes of its test phantoms at its end, from the checkpoint to the numbers."""
+    seen, one = lit[HOME], Judge(saved, {})
+    found = one.volumes(seen)
+    for key, run in saved.items():
+        dtype = machine.precision(run.config.training.precision, one.device)
+        model = run.network.to(one.device).eval()
+        keys = ["metric", "phantom", "inclusion", "channel"]
+        own = evaluation.judge(model, seen.data, dtype, run.config).set_index(keys)["value"]
+        rows = scores(found[key], seen).set_index(keys)["value"]
+        assert len(rows) > 40 and rows.notna().sum() > 20
+        pd.testing.assert_series_equal(rows, own[rows.index], rtol=1e-4)
+    assert not torch.allclose(found[NETWORK, 0], found[NETWORK, 1], rtol=1e-2)
+
+
+def test_factor_of_the_sd_is_that_of_the_validation_phantoms(lit, saved):
+    """By numpy, from the checkpoints."""
+    seen, one = lit[HOME], Judge(saved, {})
+    rows = one.calibrated(seen, one.volumes(seen))
+    volumes = []
+    for key, run in saved.items():
+        shown = samples.of(run.config, seen.data, "validation").frozen()
+        volumes.append(one.network(key, shown).numpy().astype("f8"))
+    tables = seen.data.ellipsoids[seen.data.labels == 1]
+    tissue, truth = phantoms.labels(tables, 16).numpy()[0] > 0, phantoms.rasterise(tables, 16).numpy()[0]
+    mean, sd = np.mean(volumes, 0)[0], np.std(volumes, 0, ddof=1)[0]
+    for c, channel in enumerate(("mua", "musp")):
+        exact = np.sqrt(((mean - truth)[c][tissue] ** 2).sum() / (sd[c][tissue] ** 2).sum())
+        found = rows[(rows["channel"] == channel) & rows["scaled"]]["scale"]
+        assert found.to_numpy() == pytest.approx(exact, rel=1e-3)
 
 
 def test_times_are_medians_over_the_first_phantoms(lit, judge, monkeypatch):
