@@ -151,8 +151,8 @@ def judged(
         if name in (HOME, FRESH, TUMOUR_FREE, THRESHOLDS):
             kept[name] = found
     if FRESH in kept and TUMOUR_FREE in kept:
-        for key, volume in kept[FRESH].items():
-            rows = twins(volume, kept[TUMOUR_FREE][key], seen[FRESH])
+        for key in [key for key in kept[FRESH] if key in kept[TUMOUR_FREE]]:  # not the networks of other patterns
+            rows = twins(kept[FRESH][key], kept[TUMOUR_FREE][key], seen[FRESH])
             values.append(rows.assign(arm=key[0], seed=key[1], set=FRESH))
     found = []
     for key, volume in kept.get(THRESHOLDS, {}).items():

@@ -91,14 +91,17 @@ def joined(found: Reconstructed, earlier: Reconstructed) -> Reconstructed:
     true = [r.values[r.values["arm"] == TRUTH].set_index(KEYS)["value"].sort_index().dropna() for r in (found, earlier)]
     if not true[0].index.equals(true[1].index) or not np.allclose(*true, rtol=1e-4, atol=1e-6):
         raise records.ResultsError(f"{earlier.source}: judged on other sets than these runs; remove it to record anew")
-    tables = {name: _both(getattr(found, name), getattr(earlier, name)) for name in ("values", "lesions", "runs")}
+    own = _keys(found.runs)  # failed ones too
+    tables = {name: _both(getattr(found, name), getattr(earlier, name), own) for name in ("values", "lesions", "runs")}
     if found.calibration.empty:
         tables |= {name: getattr(earlier, name) for name in ("calibration", "times")}
     return replace(found, **tables)
 
 
-def _both(found: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
-    keys = ["arm", "seed"]
-    mine = set(found[keys].itertuples(index=False, name=None))
-    more = earlier[[key not in mine for key in earlier[keys].itertuples(index=False, name=None)]]
-    return pd.concat([found, more], ignore_index=True)
+def _keys(table: pd.DataFrame) -> list[tuple[str, int]]:
+    return list(table[["arm", "seed"]].itertuples(index=False, name=None))
+
+
+def _both(found: pd.DataFrame, earlier: pd.DataFrame, own: list[tuple[str, int]]) -> pd.DataFrame:
+    mine = {*_keys(found), *own}
+    return pd.concat([found, earlier[[key not in mine for key in _keys(earlier)]]], ignore_index=True)

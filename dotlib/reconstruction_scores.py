@@ -30,7 +30,7 @@ def scores(pred: Tensor, seen: Seen, union: Tensor | None = None) -> pd.DataFram
     `union`: what any probe of the sets that are compared covers, (P, D, H, W), for `nrmse_union`.
     """
     if seen.view.name == HOME:
-        references = {"homogeneous": homogeneous(seen.truth, seen.fraction), "fitted": seen.fitted}
+        references = {"homogeneous": homogeneous(seen.truth, seen.fraction.float()), "fitted": seen.fitted}
         found = metrics.evaluate(pred, seen.truth, seen.labels, seen.data.voxel, references, seen.covered)
         return table({name: found[name] for name in KEPT})
     clamped, masks = metrics.clamp(pred), seen.regions

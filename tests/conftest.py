@@ -73,6 +73,14 @@ def nothing_computes(monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def lit(tmp_path_factory):
+    """Small sets with readings on which reconstructions are judged, by name, each made when first asked for."""
+    import seen
+
+    return seen.Lit(tmp_path_factory.mktemp("lit"))
+
+
+@pytest.fixture(scope="session")
 def recorded(tmp_path_factory):
     """A small dataset file, simulated by two workers: its path. Not to be changed."""
     import tiny

@@ -87,6 +87,14 @@ def test_gauss_newton_runs_until_it_converges(found, by_hand, method, regularisa
     )
 
 
+@pytest.mark.parametrize("method", ["homogeneous", "tikhonov", "gaussian"])
+def test_one_recording_is_reconstructed_as_in_a_file(found, by_hand, method):
+    """Whoever has the scene and its fit needs no file."""
+    one = classical.reconstruct(*by_hand, method, 2.0, 6.0)
+    assert one.shape == (2, LIFTED, LIFTED, LIFTED)
+    assert near(one, volume(found, method, 2.0, length=6.0))
+
+
 def test_phantoms_of_the_part_alone_are_made(found, monkeypatch):
     """In their order, the first `most` of it; the others are zeros in the file."""
     fitted, plain = [], lifts.fitted

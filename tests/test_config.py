@@ -13,6 +13,7 @@ import pytest
 from dotlib import arms, config
 from dotlib.arms import ADAM, ARMS, STUDIES
 from dotlib.config import PROFILES, Config, ConfigError, Frozen, Optim, Training
+from dotlib.data import store
 
 BASE = arms.arm("stage1-onecycle", "smoke")
 RECONSTRUCT = {"task": "reconstruct", "model.name": "unet", "lift": config.Lift()}  # what makes a task of another one
@@ -133,6 +134,13 @@ def test_config_is_frozen(model, field):
         ({"data.measurements.noise.seed": 2**63}, ("data.measurements.noise.seed", "less than")),
         ({"data.phantoms": 10_000_001}, ("data.phantoms", "less than or equal to 10000000")),
         ({"data.measurements.grid": 16}, ("data.measurements.grid = 16", "32, 48, 64 or 96")),
+        ({"data.measurements.radius": 0}, ("data.measurements.radius = 0", "greater than 0")),
+        ({"data.measurements.radius": math.inf}, ("data.measurements.radius = inf", "finite")),
+        ({"data.measurements.patches": 3}, ("data.measurements.patches = 3", "1 or 2")),
+        (
+            {"data.measurements.patches": 2, "data.measurements.radius": None},
+            ("data.measurements", "patches = 2, radius = None", "one patch is accepted", "whole surface"),
+        ),
         ({"data.grid": 17}, ("data.grid", "16, 32 or 64")),
         ({"data.phantoms": 0}, ("data.phantoms", "greater than 0")),
         ({"data.family": "huge"}, ("data.family", "'huge'", "'default', 'small'")),
@@ -265,6 +273,31 @@ def test_replace_refuses_in_one_line(changes, parts):
 def test_unknown_name_is_one_line(call, arguments, wrong, accepted):
     line = fault(*arguments, of=call)
     assert repr(wrong) in line and all(name in line for name in accepted)
+
+
+@pytest.mark.parametrize(("size", "phantoms", "grid"), [("smoke", 24, 32), ("quick", 384, 32), ("full", 5000, 64)])
+def test_fields_of_the_probe_rename_no_file_at_their_defaults(size, phantoms, grid):
+    """A file of readings is known by what it was known by before it had them; named, the defaults say the same."""
+    data = PROFILES[size].base.data
+    known = {"measurements": {"grid": grid}, "phantoms": phantoms, "physics": 1}
+    assert json.loads(store.identity(data)) == known
+    named = data.measurements.model_dump() | {"radius": 30.0, "patches": 1}
+    assert store.identity(data.model_copy(update={"measurements": config.Measurements(**named)})) == store.identity(
+        data
+    )
+    for changes in ({"radius": 20.0}, {"radius": None}, {"patches": 2}):
+        other = data.model_copy(update={"measurements": data.measurements.model_copy(update=changes)})
+        assert json.loads(store.identity(other))["measurements"] == changes | {"grid": grid}
+
+
+@pytest.mark.parametrize(
+    ("grid", "named", "light", "model"),
+    [(16, None, 32, 32), (32, None, 32, 32), (64, None, 64, 64), (32, 48, 48, 32), (16, 96, 96, 32), (64, 96, 96, 64)],
+)
+def test_model_of_a_reconstruction_knows_nothing_of_the_grid_of_the_readings(grid, named, light, model):
+    data = config.Data(phantoms=1, grid=grid, measurements=config.Measurements(grid=named))
+    assert (data.light_grid, data.model_grid) == (light, model)
+    assert data.model_copy(update={"measurements": None}).model_grid == model
 
 
 def test_every_fault_has_its_line():

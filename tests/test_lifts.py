@@ -503,3 +503,66 @@ def test_identity_changes_with_readings_split_and_code(found, monkeypatch):
     before, plain = lifts.key(), work(found).identity()
     monkeypatch.setattr(lifts, "PRIOR", lift.Prior(6.0))
     assert lifts.key() != before and work(found).identity() != plain
+
+
+def test_part_alone_is_lifted_in_a_file_of_its_own(found, prepared, lifted):
+    """The same lifts as with all others; coverage is that of the test phantoms in any case."""
+    one, covered = lifts.prepare(DATA, LIFT, found.path.parent, "test")
+    assert one != prepared[0] and covered == prepared[1]
+    chosen = found.labels == split.NAMES.index("test")
+    with store.File(one) as file:
+        made = file.raw("lift")
+    np.testing.assert_array_equal(made[chosen], lifted[chosen])
+    assert 0 < chosen.sum() < 8 and not made[~chosen].any()
+
+
+@pytest.mark.parametrize("part", [None, "train", "validation", "test"])
+def test_phantoms_of_a_part_keep_their_number_of_draws(found, monkeypatch, part):
+    """Others are in no part; `fill` is given the work."""
+    held = []
+    monkeypatch.setattr(simulate, "fill", lambda work, path: held.append(work))
+    lifts.prepare(DATA, LIFT, found.path.parent, part)
+    labels = found.labels.tolist()
+    expected = labels if part is None else [i if i == split.NAMES.index(part) else -1 for i in labels]
+    assert held[0].labels.tolist() == expected and held[0].labels.dtype == found.labels.dtype
+    assert held[1].labels.tolist() == labels
+
+
+@pytest.mark.parametrize("chosen", [[0], [15, 16], [3, 31, 32, 34], []])
+def test_column_is_that_of_the_chosen_phantoms(inline, tmp_path, chosen):
+    """Across the blocks of a file, in its order."""
+    path = tmp_path / "numbers.h5"
+    simulate.fill(Numbers(), path)
+    values = lifts.column(path, "estimate", np.isin(np.arange(35), chosen))
+    assert values.shape == (len(chosen), 2, 3, 3, 3) and values[:, 1, 0, 2, 1].tolist() == chosen
+
+
+FINER = DATA.model_copy(update={"measurements": DATA.measurements.model_copy(update={"grid": 48})})
+
+
+def test_readings_of_a_finer_grid_are_compared_with_the_model_of_the_volumes(found, lifted):
+    """The same readings, taken for those of 48^3 voxels, are lifted alike."""
+    held = Lifts(FINER, LIFT, found.path, found.labels)
+    np.testing.assert_array_equal(held.make(TEST, 1, "cpu")["lift"], lifted[TEST : TEST + 1])
+    assert held.scenes(TEST, 1, [0], "cpu")[0].cells.grid == 32
+    other = Lifts(FINER.model_copy(update={"grid": 64}), LIFT, found.path, found.labels)
+    assert other.scenes(TEST, 1, [0], "cpu")[0].cells.grid == 64
+
+
+def test_coverage_of_a_finer_grid_is_that_of_the_model(columns, masks):
+    np.testing.assert_array_equal(mask(columns, TEST, FINER), masks[TEST])
+
+
+def test_lifts_of_one_file_by_two_models_have_two_names(found):
+    """Volumes of 32^3 and of 64^3 whose readings are of 64^3: the files of readings are one, those of lifts are not."""
+    m = DATA.measurements.model_copy(update={"grid": 64})
+    coarse, fine = (DATA.model_copy(update={"grid": grid, "measurements": m}) for grid in (32, 64))
+    assert store.identity(coarse) == store.identity(fine)
+    for make in (
+        lambda data: Lifts(data, LIFT, found.path, found.labels),
+        lambda d: Coverage(d, found.path, found.labels),
+    ):
+        for every in (False, True):
+            assert make(coarse).identity(every) != make(fine).identity(every)
+        assert "model" not in json.loads(make(fine).identity())  # a model of the readings' own grid renames no file
+        assert "model" not in json.loads(make(DATA).identity())

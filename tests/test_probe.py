@@ -268,3 +268,79 @@ def test_tissue_without_a_probe_is_one_line(column, value, message):
     row[column] = value
     with pytest.raises(ValueError, match=f"^probe: {message}$"):
         probe.scatter(row, 1, np.random.default_rng(0))
+
+
+BOTH = Patch(patches=2, per_source=8, pairs=400)
+
+
+@pytest.fixture(scope="module", params=["default", "superellipsoid"])
+def doubled(request):
+    """Probes of two patches: tissue rows in float64 and the probes."""
+    tables = phantoms.sample(request.param, 5, 3)
+    drawn = [probe.draw(rows, 3, i, BOTH) for i, rows in enumerate(tables)]
+    return [(rows[0].astype(np.float64), p) for rows, p in drawn]
+
+
+def test_second_half_of_the_optodes_lies_on_the_opposite_patch(doubled):
+    """On the surface, within the radius of where it meets -z."""
+    for row, p in doubled:
+        for points, half in ((p.sources, 25), (p.detectors, 20)):
+            assert len(points) == 2 * half and points.dtype == np.float32
+            assert np.abs(radius(row, points.astype(np.float64)) - 1).max() * row[AXES].min() < 1e-5
+            for side, sign in ((points[:half], 1), (points[half:], -1)):
+                assert np.linalg.norm(side - sign * top(row), axis=1).max() <= 30
+                assert (np.linalg.norm(side + sign * top(row), axis=1) > 30).mean() > 0.9
+            assert len(np.unique(np.abs(points), axis=0)) == 2 * half  # none is the image of another
+
+
+def test_pairs_of_two_patches_are_in_range(doubled):
+    for _, p in doubled:
+        assert p.pairs.shape == (400, 2) and (np.bincount(p.pairs[:, 0]) == 8).all()
+        separation = [np.linalg.norm(p.sources[s].astype(float) - p.detectors[d]) for s, d in p.pairs]
+        assert min(separation) >= 10 and max(separation) <= 40
+        same = (p.pairs[:, 0] < 25) == (p.pairs[:, 1] < 20)
+        assert (
+            0.5 < same.mean() < 1
+        )  # half of all pairs are of one patch, and more of the near ones; some cross the body
+
+
+def test_odd_optode_is_on_the_first_patch():
+    patch = Patch(sources=5, detectors=7, pairs=5, per_source=1, radius=12.0, patches=2, separation=(1.0, 24.0))
+    p = probe.place(tissue((26, 26, 26), UNTURNED, 2), patch, np.random.default_rng(0))
+    assert (p.sources[:, 2] > 0).tolist() == [True] * 3 + [False] * 2
+    assert (p.detectors[:, 2] > 0).tolist() == [True] * 4 + [False] * 3
+    assert all((s < 3) == (d < 4) for s, d in p.pairs)  # no way through the body is that short
+
+
+def test_optodes_of_both_patches_are_uniform_in_area():
+    row, rng = tissue((25, 27, 30), TURN, 2), np.random.default_rng(2)
+    patch = Patch(per_source=1, pairs=50, separation=ANY, patches=2)
+    drawn = [probe.place(row, patch, rng) for _ in range(400)]
+    for name, half in (("sources", 25), ("detectors", 20)):
+        points = np.stack([getattr(p, name) for p in drawn])
+        for side in (points[:, :half], -points[:, half:]):
+            assert uniform_in_area(side.reshape(-1, 3), row, 30) > 0.003
+
+
+def test_probe_without_a_radius_is_all_around():
+    """Uniform in area over the whole surface, and still in pairs of 10-40 mm."""
+    row, rng = tissue(*BODIES["ellipsoid"]), np.random.default_rng(4)
+    patch = Patch(radius=np.inf, per_source=1, pairs=50, separation=ANY)
+    drawn = [probe.place(row, patch, rng) for _ in range(200)]
+    for name in ("sources", "detectors"):
+        assert uniform_in_area(np.concatenate([getattr(p, name) for p in drawn]), row) > 0.003
+    rows = phantoms.sample("default", 1, 3)[0]
+    p = probe.draw(rows, 3, 0, Patch(radius=np.inf, per_source=10, pairs=500))[1]
+    for points in (p.sources, p.detectors):
+        assert 0.2 < (points[:, 2] > 0).mean() < 0.8
+    separation = probe.separations(p.sources, p.detectors, p.pairs)
+    assert len(separation) == 500 and separation.min() >= 10 and separation.max() <= 40
+
+
+def test_one_patch_is_drawn_as_before_there_were_two():
+    """Numbers of the code that knew one."""
+    rows = phantoms.sample("default", 1, 0)[0]
+    p = probe.draw(rows, 0, 0)[1]
+    np.testing.assert_allclose(p.sources[0], [5.4734855, -3.2343557, 28.0020409], rtol=1e-5)
+    np.testing.assert_allclose(p.detectors[-1], [21.4379292, -3.5254006, 16.9179535], rtol=1e-5)
+    assert p.pairs[:3].tolist() == [[0, 1], [0, 3], [0, 4]] and p.pairs[:, 1].astype(int).sum() == 20063

@@ -179,6 +179,22 @@ def test_every_pair_is_used(recorded, file, models):
     assert len(reconstruct.from_snirf(path, c).readings.pairs) == 16
 
 
+def test_model_is_that_of_the_volumes_whatever_the_readings_were_simulated_on(recorded, monkeypatch):
+    """Those of a configuration whose readings are of 64^3 voxels."""
+    asked = []
+
+    def scene(surface, readings, grid, cube):
+        asked.append(grid)
+        raise ValueError("no more is asked")
+
+    monkeypatch.setattr(reconstruct.homogeneous.Scene, "of", scene)
+    c = configured(data=DATA.model_copy(update={"measurements": DATA.measurements.model_copy(update={"grid": 64})}))
+    one = reconstruct.from_dataset(recorded, 0, c)
+    with pytest.raises(reconstruct.InputError, match="no more is asked"):
+        reconstruct.reconstruct(one, c, [])
+    assert asked == [32]
+
+
 def test_closed_form_lift_serves(capsys, file, models, recorded, tmp_path):
     for source, out in ((file(), "a"), (recorded, "b")):
         found = volumes(written(capsys, source, "--model", models["closed"], "--out", tmp_path / out)[1])

@@ -246,6 +246,15 @@ def test_test_part_is_that_of_the_judging_phantoms(stored, part, own):
     other = config.replace(PLAIN, {"test": PLAIN.data.model_copy(update={"seed": 9})})
     samples.of(other, data, part)
     assert [arguments[0] for arguments in asked] == [other.data if own else other.test] and other.data != other.test
+    assert [arguments[3] for arguments in asked] == [None if own else "test"]  # no other part of them is lifted
+
+
+def test_coverage_of_judging_phantoms_lies_beside_the_lifts_of_the_test_part(stored):
+    data, *_, asked = stored
+    other = config.replace(PLAIN, {"test": PLAIN.data.model_copy(update={"seed": 9})})
+    samples.covered(other, data)
+    samples.covered(PLAIN, data)
+    assert [(a[0], a[3]) for a in asked] == [(other.test, "test"), (PLAIN.data, None)]
 
 
 @pytest.mark.parametrize("grid", [16, 32, 64])

@@ -50,7 +50,7 @@ class Lifts:
         return len(self.labels)
 
     def identity(self, every: bool = False) -> str:
-        held = {"readings": store.identity(self.data, every), "version": VERSION, "prior": str(PRIOR)}
+        held = _of(self.data, every) | {"prior": str(PRIOR)}
         held |= {"split": hashlib.sha256(self.labels.tobytes()).hexdigest()[:12]}
         return json.dumps(
             held | {"lift": self.lift.model_dump(mode="json", exclude_defaults=not every)}, sort_keys=True
@@ -154,6 +154,12 @@ def _linear(kind: str, problem: Linear) -> Tensor:
     return found
 
 
+def _of(data: Data, every: bool) -> dict[str, str | int]:
+    """What lifts and coverage rest on; the model's grid where it is not that of the readings."""
+    held = {"readings": store.identity(data, every), "version": VERSION}
+    return held if data.model_grid == data.light_grid else held | {"model": data.model_grid}
+
+
 @dataclass(frozen=True)
 class Coverage:
     """What each test phantom's probe sees, whatever an arm does with it: masks on 16^3 voxels.
@@ -171,7 +177,7 @@ class Coverage:
         return len(self.labels)
 
     def identity(self, every: bool = False) -> str:
-        held = {"readings": store.identity(self.data, every), "version": VERSION, "covered": [COVERED, *POPULATION]}
+        held = _of(self.data, every) | {"covered": [COVERED, *POPULATION]}
         return json.dumps(held | {"split": hashlib.sha256(self.labels.tobytes()).hexdigest()[:12]}, sort_keys=True)
 
     def make(self, first: int, count: int, device: str) -> dict[str, np.ndarray]:
