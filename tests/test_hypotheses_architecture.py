@@ -15,12 +15,15 @@ from dotlib.sections import hypotheses, optimisers
 from dotlib.sections import hypotheses_architecture as architecture
 
 OWN = {h.name: h for h in architecture.HYPOTHESES}
-STUDIES = ("4.4-gates", "4.5-roadmap", "4.5-add-one-in", "4.5-leave-one-out")
+STUDIES = ("4.4-gates", "4.5-roadmap", "4.5-add-one-in", "4.5-leave-one-out", "4.6-patterns", "4.6-architecture")
 
 
 def verdicts(record, *studies):
     found = hypotheses.verdicts(dict.fromkeys(studies or STUDIES, record), {}, architecture.HYPOTHESES)
     return found.set_index("hypothesis")
+
+
+PATTERNS = ("snr", "adaptive", "stratified", "circular", "linear", "clustered", "clinical")
 
 
 def test_pairs_are_arms_of_one_planned_study():
@@ -43,6 +46,9 @@ def test_expected_ranges_are_those_of_the_specification():
         "H12, dropout": (0, np.inf), "H12, dropout, endpoint": (0, np.inf), "H12, decay": (0, np.inf),
         "H14, dense": (0, np.inf), "H14, fused": (0, np.inf), "H14, guided": (0, np.inf),
         "H14, hybrid": (0, np.inf),
+        **{f"H14, {links} under reconstruct": (0, np.inf) for links in ("dense", "fused", "guided")},
+        **{f"H4, {pattern}": (10, 20) for pattern in PATTERNS},
+        **{f"H4, {pattern}, gap": (0, np.inf) for pattern in PATTERNS},
     }  # fmt: skip
 
 
@@ -211,7 +217,9 @@ def test_every_hypothesis_of_the_specification_has_a_row():
     assert (unknown["verdict"] == "not computed").all() and (unknown["note"] != "").all()
     claims = architecture.claims(table)
     assert set(claims["claim"]) == {architecture.claim_of(name) for name in table["hypothesis"]}
-    assert all("task reconstruct" in note for note in claims.loc[claims["claim"].str.startswith("H4"), "note"])
+    sampled = {name: h for name, h in OWN.items() if name.startswith("H4")}
+    assert len(sampled) == 14 and set(sampled) <= set(claims["claim"])
+    assert all("task reconstruct" in h.note and h.b == "reconstruct" for h in sampled.values())
 
 
 def test_rows_of_other_sections_are_those_that_they_have():
