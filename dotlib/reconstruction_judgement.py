@@ -32,7 +32,7 @@ LIFTED = "Tikhonov as lifted"  # lambda and length of the lift: what every set h
 METHODS: dict[classical.Method, str] = {
     "tikhonov": "Tikhonov", "gaussian": "Gauss-Newton", "tv": "Gauss-Newton, total variation",
 }  # fmt: skip
-COMPARED = (HOME, THRESHOLDS)  # where tuned classical methods are computed, and on the sets of coverage
+COMPARED = (HOME, THRESHOLDS)  # where tuned classical methods are computed, and on the sets of coverage; tv at home
 TISSUE = CHANNELS.index("tissue")
 LESIONS = ["arm", "seed", "channel", "threshold", "recall", "false_lesions", "operating"]
 RUN = ["arm", "seed", "failed", "config", "key", "code", "test", "parameters", "samples_seen"]
@@ -82,7 +82,8 @@ class Judge:
         """Every method's volumes of a set by (arm, seed), before they are clamped."""
         found: dict[Key, Tensor] = {(FITTED, 0): seen.fitted, (LIFTED, 0): as_lifted(seen)}
         if seen.view.name in COMPARED or seen.view.group == "coverage":
-            found |= {(METHODS[method], 0): self.classical(method, seen) for method in self.settings}
+            wanted = [method for method in self.settings if method != "tv" or seen.view.group == HOME]
+            found |= {(METHODS[method], 0): self.classical(method, seen) for method in wanted}
         found |= {key: self.network(key, self.shown(key, seen)) for key in self.asked(seen.view)}
         if seen.view.group != HOME:
             return found
