@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = config.PROFILES["quick"].base.data
 SNR, LONGER = "reconstruct-snr", "reconstruct-longer"
 KEYS = [(NETWORK, 0), (NETWORK, 1), (CONTROL, 0), (SNR, 0), (LONGER, 0)]
-SETTINGS = {"tikhonov": Setting(2.0, 8.0), "tv": Setting(3.0, 5.0)}
+SETTINGS = {"tikhonov": Setting(2.0, 8.0), "gaussian": Setting(3.0, 5.0)}
 BRIGHT = ((0, 0, 12), 8, 0.010, 1.5)
 
 
@@ -166,6 +166,13 @@ def with_path(seen, path):
     return dataclasses.replace(seen, data=dataclasses.replace(seen.data, path=path))
 
 
+@pytest.mark.parametrize(("name", "group"), [(HOME, HOME), (THRESHOLDS, "thresholds"), ("all around", "coverage")])
+def test_total_variation_is_computed_at_home_alone(judge, stored, solved, tmp_path, name, group):
+    seen = with_path(made_up([table(BRIGHT)], name, group), tmp_path / "file.h5")
+    found = judge(settings={"tv": Setting(3.0, 5.0)}).volumes(seen)
+    assert (("Gauss-Newton, total variation", 0) in found) == bool(solved) == (group == HOME)
+
+
 @pytest.mark.parametrize(
     ("name", "group", "solves"),
     [(HOME, HOME, True), (THRESHOLDS, "thresholds", True), ("all around", "coverage", True), ("deep", "family", False)],
@@ -173,9 +180,9 @@ def with_path(seen, path):
 def test_classical_methods_are_computed_where_they_are_compared(judge, stored, solved, tmp_path, name, group, solves):
     seen = with_path(made_up([table(BRIGHT), table(BRIGHT)], name, group), tmp_path / "file.h5")
     found = judge().volumes(seen)
-    names = {("Tikhonov", 0): 2.0, ("Gauss-Newton, total variation", 0): 3.0}
+    names = {("Tikhonov", 0): 2.0, ("Gauss-Newton", 0): 3.0}
     assert {key for key in found if key in names} == (set(names) if solves else set())
-    assert solved == ([("tikhonov", 2.0, 8.0, "test", None), ("tv", 3.0, 5.0, "test", None)] if solves else [])
+    assert solved == ([("tikhonov", 2.0, 8.0, "test", None), ("gaussian", 3.0, 5.0, "test", None)] if solves else [])
     for key in names if solves else ():
         torch.testing.assert_close(found[key], names[key] * seen.fraction.float().expand_as(seen.truth))
     assert {(FITTED, 0), (AS_LIFTED, 0), (NETWORK, 0)} <= set(found)
@@ -369,10 +376,10 @@ def test_notebook_judges_at_home_alone(sets, finished, monkeypatch):
     """The runs that it trains itself, without classical settings."""
     computed = []
     monkeypatch.setattr(judgement.study, "members", lambda name, *a: {k: r for k, r in finished.items() if k[1] == 0})
-    monkeypatch.setattr(judgement.study, "compute", lambda runs: computed.extend(runs))
+    monkeypatch.setattr(judgement.study, "results", lambda name, *a: computed.append(name))
     found = judgement.shown("smoke", None)
     assert sets == [HOME] and set(found.values["set"]) == {HOME}
-    assert set(computed) == {key for key in finished if key[1] == 0}
+    assert computed == ["4.6-shown", "4.6-control"]
     assert found.lesions.empty and found.lesions.columns.tolist() == LESIONS
     assert found.times["step"].tolist() == [HOME]
 
@@ -465,17 +472,17 @@ def test_times_are_medians_over_the_first_phantoms(lit, judge, monkeypatch):
     shapes = []
     monkeypatch.setattr(one, "network", lambda key, x: shapes.append((key, len(x))))
     monkeypatch.setattr(reconstruction_times, "COUNT", 2)
-    found = reconstruction_times.times(lit[FRESH], SETTINGS, one)
-    assert found["step"].tolist() == ["fit", "lift", "tikhonov", "tv", "network"]
+    found = reconstruction_times.times(lit[FRESH], SETTINGS, one.one(lit[FRESH]))
+    assert found["step"].tolist() == ["fit", "lift", "tikhonov", "gaussian", "network"]
     assert found["n"].eq(2).all() and found["seconds"].eq(1).all() and found["threads"].eq(1).all()
-    assert order == [("tikhonov", (2.0, 8.0), 64), ("tv", (3.0, 5.0), 64)] * 2
+    assert order == [("tikhonov", (2.0, 8.0), 64), ("gaussian", (3.0, 5.0), 64)] * 2
     assert shapes == [((NETWORK, 1), 1)] * 2 and BASE.measurements.pairs == 64
 
 
 def test_median_of_three_times_is_the_middle_one(lit, judge, monkeypatch):
     clock = iter([0, 3, 10, 11, 20, 29, 30, 32, 40, 45, 50, 51])  # 3, 1 | 9, 2 | 5, 1: fit and lift of three phantoms
     monkeypatch.setattr(reconstruction_times.time, "perf_counter", lambda: float(next(clock)))
-    found = reconstruction_times.times(lit[FRESH], {}, judge([(CONTROL, 0)], {}))
+    found = reconstruction_times.times(lit[FRESH], {}, judge([(CONTROL, 0)], {}).one(lit[FRESH]))
     assert found.set_index("step")["seconds"].to_dict() == {"fit": 5, "lift": 1}
 
 
