@@ -346,7 +346,7 @@ def test_speed_is_taken_from_the_verdict_that_is_passed_in(verdict, cell):
     passed = {"found, %": 24.0, "interval, %": "[21, 27]", "verdict": verdict}
     none = passed | {"found, %": np.nan}
     last = criteria.criteria(judged, {"tuned": passed, "other": none})["ours, base"].tolist()[-2:]
-    assert last == [f"tuned: {cell}; other: not computed", "not computed: concerns reconstruct"]
+    assert last == [f"tuned: {cell}; other: not computed", "of reconstruction: section 4.6"]
     assert criteria.criteria(judged)["ours, base"].iloc[-2] == "not computed"
 
 
