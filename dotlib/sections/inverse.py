@@ -42,12 +42,6 @@ def chosen(record, arm: str, on: str, metric: str, channel: str = "mua") -> pd.D
     return v[(v["arm"] == arm) & (v["set"] == on) & (v["metric"] == metric) & (v["channel"] == channel)]
 
 
-def matrix(record, arm: str, on: str, metric: str, channel: str = "mua") -> np.ndarray:
-    """One metric of one method as (R seeds, P phantoms, or phantoms x inclusions)."""
-    rows = chosen(record, arm, on, metric, channel)
-    return rows.pivot(index="seed", columns=["phantom", "inclusion"], values="value").to_numpy()
-
-
 def per_seed(record, arm: str, on: str, metric: str, channel: str = "mua") -> pd.Series:
     """One number a seed: mean over phantoms, median over inclusions, of what exists."""
     rows = chosen(record, arm, on, metric, channel)
@@ -76,22 +70,24 @@ def table(record, columns=COLUMNS) -> pd.DataFrame:
 def effect(record, arm: str, reference: str, metric: str, on: str = HOME, channel: str = "mua") -> Interval:
     """Change of an error against another method's, per cent, negative is better; for new runs and new phantoms.
 
-    A method without seeds has the same errors beside every seed. One run has no limits. Phantoms in which either error
-    does not exist are left out.
+    Paired by seed; what has one run, or none but one value a phantom, stands beside every seed of the other. One run
+    has no limits. Phantoms in which either error does not exist are left out.
     """
-    a, b = matrix(record, arm, on, metric, channel), matrix(record, reference, on, metric, channel)
-    if not a.size or not b.size:
+    a, b = (_seeds(record, name, on, metric, channel) for name in (arm, reference))
+    if len(b) == 1 or len(a) == 1:
+        seeds = a.index if len(b) == 1 else b.index
+        a, b = (x.loc[x.index.repeat(len(seeds))] if len(x) == 1 else x for x in (a, b))
+    else:
+        seeds = a.index.intersection(b.index)
+        a, b = a.loc[seeds], b.loc[seeds]
+    known = [p for p in a.columns.intersection(b.columns) if (a[p] > 0).all() and (b[p] > 0).all()]
+    if len(known) < 2 or not len(seeds):
         return Interval()
-    if len(a) != len(b):
-        runs = max(len(a), len(b))
-        a, b = (np.repeat(x, runs, axis=0) if len(x) == 1 else x[:runs] for x in (a, b))
-    known = (np.isfinite(a) & np.isfinite(b) & (a > 0) & (b > 0)).all(0)
-    if len(a) != len(b) or not known.any():
-        return Interval()
-    if known.sum() == 1 or len(a) == 1:
-        ratio = float(np.log(a[:, known] / b[:, known]).mean())
-        return stats.per_cent(Interval(ratio, -np.inf, np.inf, len(a)))
-    return crossed_contrast(a[:, known], b[:, known]).effect
+    return crossed_contrast(a[known].to_numpy(), b[known].to_numpy()).effect
+
+
+def _seeds(record, arm: str, on: str, metric: str, channel: str) -> pd.DataFrame:
+    return chosen(record, arm, on, metric, channel).pivot(index="seed", columns="phantom", values="value")
 
 
 def contrasts(record) -> pd.DataFrame:
