@@ -120,12 +120,17 @@ def localised_table(found: pd.DataFrame) -> pd.DataFrame:
     return rows[["method", "part", COUNTED, "shown", "median distance, mm", "by chance, mm"]]
 
 
+def _lesions(record) -> pd.DataFrame:
+    rows = record.lesions[record.lesions["channel"] == "mua"]
+    return rows.astype({"operating": bool, "threshold": float, "recall": float, "false_lesions": float})
+
+
 def operating(record) -> pd.DataFrame:
     """Recall and false lesions of mua on the test phantoms, at the threshold that tumour-free validation phantoms give.
 
     Columns method, seeds, threshold, recall, false lesions (a phantom).
     """
-    rows, out = record.lesions[record.lesions["channel"] == "mua"], []
+    rows, out = _lesions(record), []
     for arm in [arm for arm in methods(record) if arm in set(rows["arm"])]:
         at = rows[(rows["arm"] == arm) & rows["operating"]].set_index("seed")
         cells = {name: text(over_seeds(at[column])) for name, column in (
@@ -170,7 +175,7 @@ def targets(record, arm: str = NETWORK) -> pd.DataFrame:
 
 def lesion_curves(record) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Free-response curves of mua, means over seeds, and their operating points: method, recall, false_lesions."""
-    rows = record.lesions[record.lesions["channel"] == "mua"]
+    rows = _lesions(record)
     rows = rows[~rows["arm"].isin((*FLAT, ENSEMBLE))]
     wide = rows.groupby(["arm", "threshold"], as_index=False, sort=False)[["recall", "false_lesions"]].mean()
     points = rows[rows["operating"]].groupby("arm")[["recall", "false_lesions"]].mean()
