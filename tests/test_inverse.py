@@ -48,7 +48,7 @@ def test_interval_over_seeds_is_students_where_phantoms_are_alike():
 
 def test_interval_is_wider_where_phantoms_differ():
     """The claim is for new phantoms too: a few phantoms that disagree leave more open than seeds do."""
-    ratio = np.exp(np.array([[-0.3], [-0.2], [-0.25]]) + [0.4, -0.4, 0.4, -0.4])
+    ratio = np.exp(np.add.outer([-0.3, -0.2, -0.25], [0.4, -0.4, 0.4, -0.4]))
     wide = against(ratio * PHANTOMS, PHANTOMS)
     narrow = against(np.exp([[-0.3], [-0.2], [-0.25]]) * PHANTOMS, PHANTOMS)
     assert wide.estimate == pytest.approx(narrow.estimate) and wide.low < narrow.low and wide.high > narrow.high
@@ -101,8 +101,9 @@ def test_seeds_that_one_arm_alone_has_are_left_out():
 
 
 def test_effect_without_a_common_seed_or_phantom_or_method_has_no_numbers():
-    record = judged(errors(NETWORK, np.tile(PHANTOMS, (2, 1))), errors(SHUFFLED, np.tile(PHANTOMS, (2, 1)), seeds=[5, 6]),
-                    errors(FITTED, np.full(4, np.nan)))  # fmt: skip
+    twice = np.tile(PHANTOMS, (2, 1))
+    others = errors(SHUFFLED, twice, seeds=[5, 6]), errors(FITTED, np.full(4, np.nan))
+    record = judged(errors(NETWORK, twice), *others)
     for other in (SHUFFLED, FITTED, GAUSS_NEWTON):
         assert np.isnan(inverse.effect(record, NETWORK, other, COVERED).estimate), other
 

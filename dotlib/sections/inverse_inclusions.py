@@ -16,9 +16,9 @@ from .measured import over_seeds, text
 FLAT = (BEST, FITTED, CONTROL, SHUFFLED)  # what knows nothing of the inclusions
 # edges of the bins of each fact, and how it is called
 BINS = {
-    "distance": ((0, 14, 20, 60), "distance of the centre from the nearest optode, mm"),
-    "radius": ((0, 8, 11, 15), "equivalent radius, mm"),
-    "contrast": ((0.1, 1, 1.75, 10), "true contrast of mua"),
+    "distance": ((0, 14, 20, np.inf), "distance of the centre from the nearest optode, mm"),
+    "radius": ((0, 8, 11, np.inf), "equivalent radius, mm"),
+    "contrast": ((0.1, 1, 1.75, np.inf), "true contrast of mua"),
     "covered": ((0, 0.5, 0.9, 1.001), "covered share"),
 }
 NEAR, SHARES = (
