@@ -38,8 +38,7 @@ ASKED = {"covered": (20, 50), "tissue": (8, 15)}  # per cent below Gauss-Newton:
 
 def chosen(record, arm: str, on: str, metric: str, channel: str = "mua") -> pd.DataFrame:
     """The rows of one method, set and metric."""
-    v = record.values
-    return v[(v["arm"] == arm) & (v["set"] == on) & (v["metric"] == metric) & (v["channel"] == channel)]
+    return record.chosen(arm, on, metric, channel)
 
 
 def _by_seed(record, arm: str, on: str, metric: str, channel: str = "mua") -> pd.DataFrame:

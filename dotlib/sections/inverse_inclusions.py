@@ -32,8 +32,7 @@ COUNTED = "inclusions"
 
 def facts(record, on: str = HOME) -> pd.DataFrame:
     """A row for each inclusion that is there: phantom, inclusion and, in mm or as a share, the facts of `BINS`."""
-    v = record.values
-    rows = v[(v["arm"] == TRUTH) & (v["set"] == on) & (v["channel"] == "mua") & (v["inclusion"] >= 0)]
+    rows = pd.concat([chosen(record, TRUTH, on, fact) for fact in BINS])
     wide = rows.pivot(index=["phantom", "inclusion"], columns="metric", values="value")
     return wide[wide["distance"].notna()].rename_axis(columns=None).reset_index()
 
