@@ -115,6 +115,7 @@ def written(root):
 HERE = {"settings", "here", "here-contrasts", "example"}
 
 
+@pytest.mark.slow
 def test_page_of_all_records_writes_what_it_shows(monkeypatch, tmp_path):
     """No table is wider than a page: writing it would fail."""
     _, variables = executed(monkeypatch, tmp_path, small(), whole())

@@ -41,14 +41,10 @@ def chosen(record, arm: str, on: str, metric: str, channel: str = "mua") -> pd.D
     return record.chosen(arm, on, metric, channel)
 
 
-def _by_seed(record, arm: str, on: str, metric: str, channel: str = "mua") -> pd.DataFrame:
+def matrix(record, arm: str, on: str, metric: str, channel: str = "mua") -> pd.DataFrame:
+    """One metric of one method, a row a seed, a column a phantom, or a phantom and inclusion."""
     rows = chosen(record, arm, on, metric, channel)
     return rows.pivot(index="seed", columns=["phantom", "inclusion"], values="value")
-
-
-def matrix(record, arm: str, on: str, metric: str, channel: str = "mua") -> np.ndarray:
-    """One metric of one method as (R seeds, P phantoms, or phantoms x inclusions)."""
-    return _by_seed(record, arm, on, metric, channel).to_numpy()
 
 
 def per_seed(record, arm: str, on: str, metric: str, channel: str = "mua") -> pd.Series:
@@ -83,7 +79,7 @@ def effect(record, arm: str, reference: str, metric: str, on: str = HOME, channe
     beside every seed. One run of `arm` has no limits, whatever it is compared with. Phantoms in which either error does
     not exist are left out.
     """
-    first, second = (_by_seed(record, name, on, metric, channel) for name in (arm, reference))
+    first, second = (matrix(record, name, on, metric, channel) for name in (arm, reference))
     if len(first) > 1 and len(second) > 1:
         first, second = first.align(second, join="inner", axis=0)
     if first.empty or second.empty:
