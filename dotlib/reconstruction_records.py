@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,14 @@ class Reconstructed:
         """What a table of these runs rests on."""
         runs = {f"{r.arm}, seed {r.seed}": f"{r.config}, code {r.code}" for r in self.runs.itertuples()}
         return {"test phantoms": ", ".join(sorted(set(self.runs["test"])))} | runs
+
+    @cached_property
+    def _places(self) -> dict[tuple[str, ...], np.ndarray]:
+        return self.values.groupby(["arm", "set", "metric", "channel"]).indices
+
+    def chosen(self, arm: str, on: str, metric: str, channel: str) -> pd.DataFrame:
+        """The rows of `values` of one method, set, metric and channel: tables look up thousands of a million rows."""
+        return self.values.iloc[self._places.get((arm, on, metric, channel), [])]
 
     @property
     def metrics(self) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from dotlib.sections import attention, attention_costs, attention_maps, efficien
 PLAIN = "stage1-onecycle"
 GATES = {PLAIN: -1.0, "sigmoid-2": -1.1, "identity-2": -1.05}
 EVERY = arms.STUDIES["4.4-attention"].arms
+LIGHT = ("reconstruct", "reconstruct-sigmoid", "reconstruct-identity", "reconstruct-random")
 C1, C2, C3 = 256, 128, 64  # channels behind the three deepest stages of the full networks
 
 
@@ -446,3 +447,23 @@ def test_answer_on_maps_puts_what_looks_away_first():
 def test_gated_stages_are_in_the_order_of_the_pass():
     assert attention_maps.stages_of("sigmoid-3", "quick") == ["encoder3", "encoder2", "encoder1"]
     assert attention_maps.stages_of("sigmoid-3", "smoke") == ["encoder2", "encoder1"]
+
+
+# --- under reconstruction
+
+
+def test_gates_under_light_are_held_against_the_plain_network_and_their_control():
+    """Gates of 0.9 and 0.8 of the plain network's error, an untrained one of 1.1."""
+    levels = dict(zip(LIGHT, np.log([1, 0.9, 0.8, 1.1]), strict=True))
+    table = attention.under_light(record_of(levels))
+    assert list(zip(table["group"], table["label"], strict=True)) == [
+        *[("against reconstruct", gate) for gate in LIGHT[1:]],
+        *[("against the control", gate) for gate in LIGHT[1:3]],
+    ]
+    assert table["effect"].tolist() == pytest.approx([-10, -20, 10, 100 * (0.9 / 1.1 - 1), 100 * (0.8 / 1.1 - 1)])
+    assert set(table["seeds"]) == {5} and set(table["standing"]) == {"exploratory"}
+
+
+def test_gate_that_was_not_run_under_light_has_no_effect():
+    table = attention.under_light(record_of(dict.fromkeys(LIGHT[:2], 0.0), seeds=2))
+    assert table["seeds"].tolist() == [2, 0, 0, 0, 0] and table["effect"].isna().tolist() == [False] + [True] * 4

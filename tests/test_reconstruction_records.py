@@ -175,3 +175,18 @@ def test_calibration_and_times_are_taken_over_together(record):
 @pytest.mark.parametrize("other", [{"truth": 0.26}, {"sets": ("home",)}])
 def test_other_sets_are_not_joined(record, other):
     assert refused(records.joined, made_up([(OURS, 0)], **other), record).startswith("runs/: judged on other sets")
+
+
+def test_chosen_are_the_rows_of_one_method_set_metric_and_channel(record):
+    rows = record.chosen(OURS, "home", "nrmse", "mua")
+    assert set(rows["seed"]) == {0, 1} and len(rows) == 4
+    assert all(rows[name].eq(value).all() for name, value in [("arm", OURS), ("set", "home"), ("metric", "nrmse")])
+    parts = record.values.groupby(["arm", "set", "metric", "channel"]).groups
+    assert sum(len(record.chosen(*key)) for key in parts) == len(record.values)
+
+
+def test_chosen_of_what_was_not_judged_is_empty_with_its_columns(record):
+    rows = record.chosen(THEIRS, "none", "nrmse", "mua")
+    assert rows.empty and rows.columns.tolist() == COLUMNS
+    other = dataclasses.replace(record, values=record.values[record.values["arm"] == TRUTH])
+    assert other.chosen(OURS, "home", "nrmse", "mua").empty and len(record.chosen(OURS, "home", "nrmse", "mua")) == 4

@@ -93,7 +93,7 @@ def views(table: pd.DataFrame) -> Figure:
         for i, name in enumerate(names):
             mine = rows[rows["method"] == name]
             y = np.array([places[one] for one in mine["set"]]) - 0.6 * ((i + 0.5) / len(names) - 0.5)
-            known = np.isfinite(mine["ratio low"].to_numpy())
+            known = np.isfinite(mine["ratio high"].to_numpy())  # of one run the limits are 0 and infinity
             ax.hlines(y[known], mine["ratio low"][known], mine["ratio high"][known], color=f"C{i}", lw=1)
             ax.plot(mine["ratio"], y, MARKERS[i % len(MARKERS)], color=f"C{i}", ms=3.5, label=name)
         ends = rows.drop_duplicates("set").groupby("group", sort=False)["set"].last()

@@ -38,8 +38,13 @@ ASKED = {"covered": (20, 50), "tissue": (8, 15)}  # per cent below Gauss-Newton:
 
 def chosen(record, arm: str, on: str, metric: str, channel: str = "mua") -> pd.DataFrame:
     """The rows of one method, set and metric."""
-    v = record.values
-    return v[(v["arm"] == arm) & (v["set"] == on) & (v["metric"] == metric) & (v["channel"] == channel)]
+    return record.chosen(arm, on, metric, channel)
+
+
+def matrix(record, arm: str, on: str, metric: str, channel: str = "mua") -> pd.DataFrame:
+    """One metric of one method, a row a seed, a column a phantom, or a phantom and inclusion."""
+    rows = chosen(record, arm, on, metric, channel)
+    return rows.pivot(index="seed", columns=["phantom", "inclusion"], values="value")
 
 
 def per_seed(record, arm: str, on: str, metric: str, channel: str = "mua") -> pd.Series:
@@ -70,24 +75,23 @@ def table(record, columns=COLUMNS) -> pd.DataFrame:
 def effect(record, arm: str, reference: str, metric: str, on: str = HOME, channel: str = "mua") -> Interval:
     """Change of an error against another method's, per cent, negative is better; for new runs and new phantoms.
 
-    Paired by seed; what has one run, or none but one value a phantom, stands beside every seed of the other. One run
-    has no limits. Phantoms in which either error does not exist are left out.
+    Runs are paired by seed, those without a partner left out; a method of one value a phantom has the same errors
+    beside every seed. One run of `arm` has no limits, whatever it is compared with. Phantoms in which either error does
+    not exist are left out.
     """
-    a, b = (_seeds(record, name, on, metric, channel) for name in (arm, reference))
-    if len(b) == 1 or len(a) == 1:
-        seeds = a.index if len(b) == 1 else b.index
-        a, b = (x.loc[x.index.repeat(len(seeds))] if len(x) == 1 else x for x in (a, b))
-    else:
-        seeds = a.index.intersection(b.index)
-        a, b = a.loc[seeds], b.loc[seeds]
-    known = [p for p in a.columns.intersection(b.columns) if (a[p] > 0).all() and (b[p] > 0).all()]
-    if len(known) < 2 or not len(seeds):
+    first, second = (matrix(record, name, on, metric, channel) for name in (arm, reference))
+    if len(first) > 1 and len(second) > 1:
+        first, second = first.align(second, join="inner", axis=0)
+    if first.empty or second.empty:
         return Interval()
-    return crossed_contrast(a[known].to_numpy(), b[known].to_numpy()).effect
-
-
-def _seeds(record, arm: str, on: str, metric: str, channel: str) -> pd.DataFrame:
-    return chosen(record, arm, on, metric, channel).pivot(index="seed", columns="phantom", values="value")
+    runs, (a, b) = len(first), np.broadcast_arrays(first.to_numpy(), second.to_numpy())
+    known = (np.isfinite(a) & np.isfinite(b) & (a > 0) & (b > 0)).all(0)
+    if not known.any():
+        return Interval()
+    if known.sum() == 1 or runs == 1:
+        ratio = float(np.log(a[:, known] / b[:, known]).mean())
+        return stats.per_cent(Interval(ratio, -np.inf, np.inf, runs))
+    return crossed_contrast(a[:, known], b[:, known]).effect
 
 
 def contrasts(record) -> pd.DataFrame:
@@ -103,7 +107,7 @@ def contrasts(record) -> pd.DataFrame:
                 one = effect(record, arm, other, metric)
                 row = {"network": arm, "against": other, "part": part, "seeds": one.n, "effect": one.estimate}
                 rows.append(row | {"low": one.low, "high": one.high, "verdict": stats.verdict(one)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["network", "against", "part", "seeds", "effect", "low", "high", "verdict"])
 
 
 def contrasts_table(found: pd.DataFrame) -> pd.DataFrame:
@@ -111,21 +115,21 @@ def contrasts_table(found: pd.DataFrame) -> pd.DataFrame:
     cells = found.assign(cell=[text(Interval(r.effect, r.low, r.high, r.seeds)) for r in found.itertuples()])
     wide = cells.pivot(index=["network", "against"], columns="part", values="cell")
     order = list(dict.fromkeys(zip(found["network"], found["against"], strict=True)))
-    wide = wide.reindex(order)[list(ERRORS)].rename(columns=lambda part: f"{part}, %").reset_index()
-    return wide.rename_axis(columns=None)
+    wide = wide.reindex(order).reindex(columns=list(ERRORS)).rename(columns=lambda part: f"{part}, %")
+    return wide.reset_index().rename_axis(columns=None)
 
 
 def answer(record, found: pd.DataFrame) -> str:
     """What the comparison says, in Markdown, negative results first: each network against the best classical method."""
     lines, known = [], [name for name in CLASSICAL if name in methods(record)]
-    for part, metric in ERRORS.items():
+    for part, metric in ERRORS.items() if known else ():
         best = min(known, key=lambda name: per_seed(record, name, HOME, metric).mean())
         rows = found[(found["against"] == best) & (found["part"] == part)]
         for row in rows.to_dict("records"):
             change = text(Interval(row["effect"], row["low"], row["high"], row["seeds"]))
             line = f"* {row['network']} against {best}, {part}: {change} %: {row['verdict']}, {row['seeds']} run(s)."
             lines.append((VERDICTS.index(row["verdict"]), line))
-    return "\n".join(line for _, line in sorted(lines, key=lambda pair: pair[0]))
+    return "\n".join(line for _, line in sorted(lines, key=lambda pair: pair[0])) or "* Not computed."
 
 
 def targets(record, arm: str) -> pd.DataFrame:

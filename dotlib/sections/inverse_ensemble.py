@@ -14,6 +14,7 @@ def calibration(record) -> pd.DataFrame:
     voxels), most certain tenth over least (of their errors).
     """
     rows, order = [], ["part", "channel", "scaled"]
+    columns = [*order[:2], "scaled by", "sd", "rmse", "error / sd", "beyond 1.96 sd", "most certain tenth over least"]
     for (part, channel, scaled), bins in record.calibration.groupby(order, sort=False):
         weight = bins["n"] / bins["n"].sum()
         sd, rmse = (float(np.sqrt((weight * bins[name] ** 2).sum())) for name in ("sd", "rmse"))
@@ -22,7 +23,7 @@ def calibration(record) -> pd.DataFrame:
         row |= {"sd": sd, "rmse": rmse, "error / sd": rmse / sd}
         row["beyond 1.96 sd"] = float((weight * bins["beyond"]).sum())
         rows.append(row | {"most certain tenth over least": ends[0] / ends[BINS - 1]})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def answer(found: pd.DataFrame) -> str:

@@ -16,9 +16,9 @@ from .measured import over_seeds, text
 FLAT = (BEST, FITTED, CONTROL, SHUFFLED)  # what knows nothing of the inclusions
 # edges of the bins of each fact, and how it is called
 BINS = {
-    "distance": ((0, 14, 20, 60), "distance of the centre from the nearest optode, mm"),
-    "radius": ((0, 8, 11, 15), "equivalent radius, mm"),
-    "contrast": ((0.1, 1, 1.75, 10), "true contrast of mua"),
+    "distance": ((0, 14, 20, np.inf), "distance of the centre from the nearest optode, mm"),
+    "radius": ((0, 8, 11, np.inf), "equivalent radius, mm"),
+    "contrast": ((0.1, 1, 1.75, np.inf), "true contrast of mua"),
     "covered": ((0, 0.5, 0.9, 1.001), "covered share"),
 }
 NEAR, SHARES = (
@@ -32,8 +32,7 @@ COUNTED = "inclusions"
 
 def facts(record, on: str = HOME) -> pd.DataFrame:
     """A row for each inclusion that is there: phantom, inclusion and, in mm or as a share, the facts of `BINS`."""
-    v = record.values
-    rows = v[(v["arm"] == TRUTH) & (v["set"] == on) & (v["channel"] == "mua") & (v["inclusion"] >= 0)]
+    rows = pd.concat([chosen(record, TRUTH, on, fact) for fact in BINS])
     wide = rows.pivot(index=["phantom", "inclusion"], columns="metric", values="value")
     return wide[wide["distance"].notna()].rename_axis(columns=None).reset_index()
 
@@ -120,12 +119,17 @@ def localised_table(found: pd.DataFrame) -> pd.DataFrame:
     return rows[["method", "part", COUNTED, "shown", "median distance, mm", "by chance, mm"]]
 
 
+def _lesions(record) -> pd.DataFrame:
+    rows = record.lesions[record.lesions["channel"] == "mua"]
+    return rows.astype({"operating": bool, "threshold": float, "recall": float, "false_lesions": float})
+
+
 def operating(record) -> pd.DataFrame:
     """Recall and false lesions of mua on the test phantoms, at the threshold that tumour-free validation phantoms give.
 
     Columns method, seeds, threshold, recall, false lesions (a phantom).
     """
-    rows, out = record.lesions[record.lesions["channel"] == "mua"], []
+    rows, out = _lesions(record), []
     for arm in [arm for arm in methods(record) if arm in set(rows["arm"])]:
         at = rows[(rows["arm"] == arm) & rows["operating"]].set_index("seed")
         cells = {name: text(over_seeds(at[column])) for name, column in (
@@ -170,7 +174,7 @@ def targets(record, arm: str = NETWORK) -> pd.DataFrame:
 
 def lesion_curves(record) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Free-response curves of mua, means over seeds, and their operating points: method, recall, false_lesions."""
-    rows = record.lesions[record.lesions["channel"] == "mua"]
+    rows = _lesions(record)
     rows = rows[~rows["arm"].isin((*FLAT, ENSEMBLE))]
     wide = rows.groupby(["arm", "threshold"], as_index=False, sort=False)[["recall", "false_lesions"]].mean()
     points = rows[rows["operating"]].groupby("arm")[["recall", "false_lesions"]].mean()

@@ -27,6 +27,7 @@ GOLD = "readings at "  # of the set whose readings are finer than those of train
 OWN = {"random": NETWORK} | {arm.removeprefix("reconstruct-"): arm for arm in TRAINED}
 LOSS, GOLD_LOSS = 15, 10  # per cent, at most: on patterns that were not trained on, on finer readings
 PARTS = {"covered": "nrmse_covered", "tissue": "nrmse"}
+VIEWS = ["group", "set", "method", "seeds", "nrmse", "low", "high", "ratio", "ratio low", "ratio high"]
 
 
 def _shown(record) -> list[str]:
@@ -55,7 +56,7 @@ def views(record, metric: str = "nrmse_covered") -> pd.DataFrame:
                 row = {"group": group, "set": name, "method": arm, "seeds": one.n, "nrmse": one.estimate}
                 row |= {"low": one.low, "high": one.high, "ratio": to.estimate}
                 rows.append(row | {"ratio low": to.low, "ratio high": to.high})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=VIEWS)
 
 
 def views_table(found: pd.DataFrame) -> pd.DataFrame:
