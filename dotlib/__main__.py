@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--record", action="store_true", help="write the judgements to results/")
     command.add_argument("--task", choices=("autoencode", "reconstruct"), default="autoencode",
                          help="the runs of section 4.5, or of 4.6 beside the classical methods")  # fmt: skip
+    command.add_argument(
+        "--sets", nargs="+", metavar="SET", help="of task reconstruct: only these, and the test phantoms"
+    )
     command = add("tune", _tune, "Tune the classical reconstructions by validation.", "--profile quick --record")
     command.add_argument("--record", action="store_true", help="write the settings to results/")
     command = add("reconstruct", _reconstruct, "Reconstruct one recording.", "data/F.h5 --model runs/R/last.pt", False)
@@ -183,6 +186,8 @@ def _judge(arguments: argparse.Namespace) -> None:
     profile(arguments.profile)
     if arguments.task == "reconstruct":
         return _judge_reconstructions(arguments)
+    if arguments.sets:
+        raise ConfigError("--sets: accepted with --task reconstruct")
     from . import judged_records, judgement
 
     home = root()
@@ -204,14 +209,17 @@ def _judge(arguments: argparse.Namespace) -> None:
 
 def _judge_reconstructions(arguments: argparse.Namespace) -> None:
     from . import reconstruction_judgement as judgement
-    from . import reconstruction_records, reconstruction_tuning
+    from . import reconstruction_records, reconstruction_sets, reconstruction_tuning
 
-    home = root()
+    home, every = root(), reconstruction_sets.views(profile(arguments.profile).base.data)
+    for name in arguments.sets or ():
+        named("set", every, name)
     wanted = judgement.members(arguments.profile, home / "runs")
     finished = {key: run for key, run in wanted.items() if run.infra.status() == "completed"}
     for arm, seed in [key for key in wanted if key not in finished]:
         print(f"missing: {arm}, seed {seed}")
-    found = judgement.judged(finished, arguments.profile, reconstruction_tuning.recorded())
+    names = arguments.sets and {reconstruction_sets.HOME, *arguments.sets}
+    found = judgement.judged(finished, arguments.profile, reconstruction_tuning.recorded(), names)
     print(f"{len(finished)} of {len(wanted)} runs judged, on {found.values['set'].nunique()} sets")
     if arguments.record:
         folder = home / "results" / judgement.NAME

@@ -5,18 +5,33 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import histories
 import numpy as np
+import pandas as pd
 import pytest
+from judged import errors, judged
 from tiny import Inline, a_run
 
 from dotlib import __main__ as command
-from dotlib import arms, bench, config, records, study, trainer, workbook
+from dotlib import (
+    arms,
+    bench,
+    config,
+    reconstruction_judgement,
+    reconstruction_records,
+    reconstruction_tuning,
+    records,
+    study,
+    trainer,
+    workbook,
+)
 from dotlib.data import checks, phantoms, simulate, store
 
 ROOT = Path(__file__).resolve().parents[1]
+STATES = ("completed", "not submitted")
 COMMANDS = ("simulate", "check", "study", "status", "judge", "tune", "reconstruct", "workbook", "bench")
 
 
@@ -51,6 +66,9 @@ def refused(capsys, code, *arguments):
         ("check none.h5", ("none.h5", "no such file")),
         ("check ..", ("..: a directory",)),
         (f"check {'x' * 300}", ("File name too long",)),
+        ("judge --sets home", ("--sets", "--task reconstruct")),
+        ("judge --task reconstruct --sets moon", ("unknown set 'moon'", "home, fresh phantoms")),
+        ("tune --profile large", ("unknown profile 'large'", "smoke, quick, full")),
         ("study 4.9", ("unknown study '4.9'", "4.2-baseline")),
         ("status 4.9", ("unknown study '4.9'", "4.2-baseline")),
         ("study 4.2-baseline --profile large", ("unknown profile 'large'", "smoke, quick, full")),
@@ -344,3 +362,35 @@ def test_interruption_is_one_line_and_a_failure(project, capsys, monkeypatch):
     assert capsys.readouterr().err.splitlines() == [
         "dotlib: interrupted; the same command continues from the last checkpoints"
     ]
+
+
+def test_settings_are_tuned_and_recorded(project, capsys, monkeypatch):
+    points = [(method, *point, 0.3, 0.2, 4) for method, of in reconstruction_tuning.SETTINGS.items() for point in of]
+    found = pd.DataFrame(points, columns=["method", "regularisation", "length", "nrmse", "nrmse_covered", "n"])
+    monkeypatch.setattr(reconstruction_tuning, "table", lambda base: found)
+    for record in ((), ("--record",)):
+        assert command.main(["tune", "--profile", "smoke", *record]) == 0
+        assert (project / "results" / "4.6-tuning").exists() == bool(record)
+    assert "tikhonov" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(reconstruction_tuning.load(project / "results" / "4.6-tuning")[0], found)
+
+
+def test_reconstructions_are_judged_on_the_sets_that_are_named_and_join_the_record(project, capsys, monkeypatch):
+    """What is finished; home is always among them, and a run that is recorded from elsewhere stays."""
+    asked, arms_of = [], iter([("reconstruct-blind",), ("reconstruct",)])
+    done, missing = (types.SimpleNamespace(infra=types.SimpleNamespace(status=lambda s=s: s)) for s in STATES)
+    wanted = {("reconstruct", 0): done, ("reconstruct", 1): missing}
+
+    def judge(finished, profile, settings, names):
+        asked.append((list(finished), settings, names))
+        return judged(*(errors(arm, [0.2, 0.3]) for arm in (*next(arms_of), "truth")), profile=profile)
+
+    monkeypatch.setattr(reconstruction_judgement, "members", lambda profile, store: wanted)
+    monkeypatch.setattr(reconstruction_judgement, "judged", judge)
+    monkeypatch.setattr(reconstruction_tuning, "recorded", lambda: "settings")
+    line = ["judge", "--task", "reconstruct", "--profile", "smoke", "--record"]
+    assert command.main([*line, "--sets", "deep"]) == command.main(line) == 0
+    assert asked == [([("reconstruct", 0)], "settings", {"home", "deep"}), ([("reconstruct", 0)], "settings", None)]
+    assert "missing: reconstruct, seed 1" in capsys.readouterr().out
+    found = reconstruction_records.load(project / "results" / "4.6-judged")
+    assert set(found.runs["arm"]) == {"reconstruct", "reconstruct-blind"}
