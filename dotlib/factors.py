@@ -3,7 +3,7 @@
 from .config import Config, ConfigError
 from .improvements import ALTERNATIVES, ATTENTION, BUDGETS, FAMILIES, IMPROVEMENTS, PHANTOMS, label
 from .recipes import averaging, steps
-from .reconstructions import ARCHITECTURE, INPUTS, NETWORK, PATTERNS
+from .reconstructions import ARCHITECTURE, CONTROL, INPUTS, NETWORK, PATTERNS, SHORT, SHORT_CONTROL
 
 # what each improvement may touch; epochs follow from the phantoms and the batch, at as many samples
 FIELDS = {
@@ -53,6 +53,7 @@ DECLARED: dict[str, tuple[str, set[str]]] = (
     }
     | {"reconstruct-more": (NETWORK, {"lift", "data.phantoms", "data.train", "training.epochs"})}
     | {"reconstruct-longer": ("reconstruct-more", FIELDS["duration"])}
+    | {name: (of, FIELDS["duration"]) for name, of in ((SHORT, NETWORK), (SHORT_CONTROL, CONTROL))}
     | {"reconstruct-symmetry": ("reconstruct", {"augment"}), "reconstruct-code": ("reconstruct", {"model.name"})}
     | {"reconstruct-code-links": ("reconstruct-code", {"model.links"})}
     | {"reconstruct-tokens": ("reconstruct-code", {"model.name", "lift"})}

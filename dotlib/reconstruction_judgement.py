@@ -22,7 +22,7 @@ from .reconstruction_sets import FRESH, HOME, THRESHOLDS, TUMOUR_FREE, Seen, Vie
 from .reconstruction_sets import load as load_set
 from .reconstruction_times import times
 from .reconstruction_tuning import Setting
-from .reconstructions import EVERYWHERE, NETWORK, ON_PATTERNS, QUICK, STUDIES
+from .reconstructions import EVERYWHERE, NETWORK, ON_PATTERNS, QUICK, SHORT, STUDIES
 
 NAME = "4.6-judged"
 FITTED, BEST, SHUFFLED, ENSEMBLE = (
@@ -56,8 +56,8 @@ class Judge:
         return [key for key in self.runs if key[0] in (*EVERYWHERE, *of_group)]
 
     def own(self) -> list[Key]:
-        """The seeds of the network that stands for the others."""
-        return [key for key in self.runs if key[0] == NETWORK]
+        """The seeds of the network that stands for the others: `reconstruct`, else the short one."""
+        return [key for key in self.runs if key[0] == NETWORK] or [key for key in self.runs if key[0] == SHORT]
 
     def network(self, key: Key, seen: Tensor) -> Tensor:
         """What a network makes of what it sees, (P, 2, D, H, W), in the precision of its training."""

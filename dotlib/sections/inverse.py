@@ -10,15 +10,15 @@ from .. import stats
 from ..reconstruction_judgement import BEST, ENSEMBLE, FITTED, LIFTED, METHODS, SHUFFLED
 from ..reconstruction_records import TRUTH
 from ..reconstruction_sets import HOME
-from ..reconstructions import CONTROL, EVERYWHERE
+from ..reconstructions import CONTROL, OURS, SHORT_CONTROL
 from ..stats import Interval
 from ..stats_crossed import crossed_contrast
 from .measured import over_seeds, standing, text
 
-CONTROLS = (BEST, FITTED, CONTROL, SHUFFLED)
+CONTROLS = (BEST, FITTED, CONTROL, SHORT_CONTROL, SHUFFLED)
 CLASSICAL = (LIFTED, *METHODS.values())
 GAUSS_NEWTON = METHODS["gaussian"]
-ORDER = (*CONTROLS, *CLASSICAL, *EVERYWHERE, ENSEMBLE)  # of methods, the others after them
+ORDER = (*CONTROLS, *CLASSICAL, *OURS, ENSEMBLE)  # of methods, the others after them
 COLUMNS = {
     "nrmse mua": ("nrmse", "mua"), "covered": ("nrmse_covered", "mua"), "not covered": ("nrmse_uncovered", "mua"),
     "skill": ("skill_homogeneous", "mua"), "skill covered": ("skill_homogeneous_covered", "mua"),
@@ -101,7 +101,7 @@ def contrasts(record) -> pd.DataFrame:
     """
     rows = []
     found = methods(record)
-    for arm in [arm for arm in found if arm in (*EVERYWHERE, ENSEMBLE)]:
+    for arm in [arm for arm in found if arm in (*OURS, ENSEMBLE)]:
         for other in [other for other in found if other in (*CLASSICAL, *CONTROLS)]:
             for part, metric in ERRORS.items():
                 one = effect(record, arm, other, metric)

@@ -8,12 +8,12 @@ import pandas as pd
 from ..reconstruction_judgement import BEST, ENSEMBLE, FITTED, SHUFFLED
 from ..reconstruction_records import TRUTH
 from ..reconstruction_sets import FRESH, HOME
-from ..reconstructions import CONTROL, NETWORK
+from ..reconstructions import CONTROL, NETWORK, SHORT_CONTROL
 from ..stats import Interval, wilson
 from .inverse import GAUSS_NEWTON, asking, chosen, methods
 from .measured import over_seeds, text
 
-FLAT = (BEST, FITTED, CONTROL, SHUFFLED)  # what knows nothing of the inclusions
+FLAT = (BEST, FITTED, CONTROL, SHORT_CONTROL, SHUFFLED)  # what knows nothing of the inclusions
 # edges of the bins of each fact, and how it is called
 BINS = {
     "distance": ((0, 14, 20, np.inf), "distance of the centre from the nearest optode, mm"),

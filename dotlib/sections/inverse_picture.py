@@ -14,7 +14,7 @@ from ..data.split import NAMES
 from ..reconstruction_judgement import METHODS, Judge
 from ..reconstruction_sets import HOME, Seen, load, views
 from ..reconstruction_tuning import Setting
-from ..reconstructions import NETWORK, QUICK
+from ..reconstructions import QUICK, SHORT
 
 
 def example(seen: Seen) -> tuple[int, int, int]:
@@ -43,7 +43,7 @@ def beside(profile: str, store: Path, settings: Mapping[str, Setting]) -> tuple[
     place = draws.scenes(index, 1, [0], "cpu")[0]
     fit, found = lifts.fitted({0: place}, index)[0], {}
     for (arm, _), run in runs.items():
-        name = "network" if arm == NETWORK else "network without measurements"
+        name = "network" if arm == SHORT else "network without measurements"
         found[name] = judge.network((arm, run.config.seed), judge.shown((arm, run.config.seed), seen)[chosen])
     for method, setting in settings.items():
         coarse = classical.reconstruct(place, fit, method, *setting)
