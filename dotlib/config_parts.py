@@ -118,7 +118,8 @@ class Lift(Frozen):
 
     Draw 0 takes the readings as recorded and judges; training phantoms have `draws` of them, each with pairs and noise
     of its own. `kind` "none" leaves the readings out but for the fitted mua0 and musp0: a control; "tokens" lifts
-    nothing: each pair is shown as it is, after the fit.
+    nothing: each pair is shown as it is, after the fit. `surface` "sphere" takes tissue for the sphere that fits the
+    optodes, which are moved onto it.
     """
 
     kind: Literal["linear", "gauss-newton", "closed-form", "back-projection", "none", "tokens"] = "linear"
@@ -129,6 +130,7 @@ class Lift(Frozen):
     gain: Literal["global", "optode", "known"] = "global"  # what is unknown of amplitude and phase
     noise: Noise | None = None  # of the draws after the first; None: that of the measurements
     seed: Seed = 0
+    surface: Literal["known", "sphere"] = "known"
 
     @property
     def column(self) -> str:

@@ -80,8 +80,8 @@ def judge(
         truth = data.volumes("test", on)
         return table(metrics.evaluate(predict(model, truth, dtype).cpu(), truth.cpu(), labels, data.voxel))
     seen = samples.of(config, data, "test", on)
-    truth, fraction = data.volumes("test"), seen.fraction.float().cpu()
-    fitted = seen.lifts[:, 0, -2:].float().amax((2, 3, 4), keepdim=True).cpu() * fraction
+    truth, fraction = data.volumes("test"), samples.fractions(data, "test").float()
+    fitted = seen.lifts[:, 0, -2:].float().amax((2, 3, 4), keepdim=True).cpu() * seen.fraction.float().cpu()
     found = predict(model, seen.frozen(), dtype).cpu()
     references = {"homogeneous": homogeneous(truth, fraction), "fitted": fitted}
     return table(metrics.evaluate(found, truth, labels, data.voxel, references, samples.covered(config, data)))

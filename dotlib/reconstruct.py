@@ -81,7 +81,8 @@ def networks(paths: Sequence[Path]) -> tuple[Config, list[nn.Module]]:
 def from_dataset(path: Path, index: int, config: Config, every: bool = False, radius: float | None = None) -> Recording:
     """Phantom `index` of a dataset file; pairs as the network was trained with, or `every` one.
 
-    Its surface is the file's; of a file without phantoms it is taken for a sphere, of `radius` mm where that is known.
+    Its surface is the file's; of a file without phantoms, or for a network that was trained so, it is taken for a
+    sphere, of `radius` mm where that is known.
     """
     with store.File(path) as file:
         if not 0 <= index < len(file):
@@ -94,7 +95,7 @@ def from_dataset(path: Path, index: int, config: Config, every: bool = False, ra
     measured = json.loads(held).get("measurements", {}) if held else {}
     light = Measurements(**{name: measured[name] for name in ("frequency", "n") if name in measured})
     notes = () if held else (f"{light.frequency / 1e6:g} MHz and index {light.n:g} taken, which the file does not say",)
-    if "ellipsoids" in row and radius is None:
+    if "ellipsoids" in row and radius is None and config.lift.surface == "known":
         return _recording(row, row["ellipsoids"][0], None, light, config, index, every, notes)
     place, more = _placed(path, row, radius)
     return _recording(row, place.tissue, place, light, config, index, every, (*notes, *more))

@@ -29,6 +29,7 @@ INPUTS = {
     "reconstruct-closed-form": _reconstruct("lift by half-space Green's functions", Lift(kind="closed-form")),
     "reconstruct-gauss-newton": _reconstruct("after one Gauss-Newton step", Lift(kind="gauss-newton")),
     "reconstruct-gauss-newton-2": _reconstruct("after two of them", Lift(kind="gauss-newton", steps=2)),
+    "reconstruct-sphere": _reconstruct("the surface unknown: a sphere fitted to the optodes", Lift(surface="sphere")),
     "reconstruct-one-draw": _reconstruct("one draw a phantom", Lift(draws=1)),
 }
 NETWORKS = {

@@ -12,7 +12,7 @@ import torch
 from tiny import Inline
 
 from dotlib.config import CHANNELS, LIFTED, TOKEN, Data, Lift, Measurements, Noise
-from dotlib.data import dataset, lifts, sampling, simulate, split, store
+from dotlib.data import dataset, lifts, placement, samples, sampling, simulate, split, store
 from dotlib.data.lifts import Coverage, Lifts
 from dotlib.data.recording import SimulationError
 from dotlib.data.store import StoreError
@@ -478,7 +478,7 @@ def test_coverage_is_that_of_the_dense_jacobian(columns, masks, monkeypatch, mos
 
 OTHER = {
     "kind": "none", "steps": 2, "pattern": "snr", "count": 61, "draws": 3, "gain": "known", "noise": Noise(seed=1),
-    "seed": 1,
+    "seed": 1, "surface": "sphere",
 }  # fmt: skip
 
 
@@ -566,3 +566,26 @@ def test_lifts_of_one_file_by_two_models_have_two_names(found):
             assert make(coarse).identity(every) != make(fine).identity(every)
         assert "model" not in json.loads(make(fine).identity())  # a model of the readings' own grid renames no file
         assert "model" not in json.loads(make(DATA).identity())
+
+
+def test_unknown_surface_is_the_sphere_of_the_optodes(found, columns, tmp_path):
+    """The same lift as of a file whose tissue is that sphere and whose optodes lie on it; so are the fractions."""
+    optodes = np.concatenate([columns["sources"][TEST], columns["detectors"][TEST]]).astype("f8")
+    fitted = placement.sphere(optodes)
+    centre, radius = fitted[:3], fitted[3]
+    path = shutil.copy(found.path, tmp_path / "sphere.h5")
+    with h5py.File(path, "r+") as file:
+        row = file["ellipsoids"][TEST]
+        row[0, 0:3], row[0, 3:6], row[0, 6:10], row[0, 10] = centre, radius, (0, 0, 0, 1), 2
+        file["ellipsoids"][TEST] = row
+        for name in ("sources", "detectors"):
+            away = file[name][TEST].astype("f8") - centre
+            file[name][TEST] = centre + radius * away / np.linalg.norm(away, axis=1, keepdims=True)
+    held = work(found, surface="sphere"), work(found, path)
+    one, other = (of.make(TEST, 1, "cpu")["lift"] for of in held)
+    known = work(found).make(TEST, 1, "cpu")["lift"]
+    assert np.abs(one - other).max() < 2e-2 < 0.1 < np.abs(known - other).max()  # halves of 16 bits
+    place = samples.fractions(found, "test", "sphere").float()
+    i = int((np.flatnonzero(found.labels == split.NAMES.index("test")) == TEST).argmax())
+    assert place[i].sum().item() * 8 == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.01)  # voxels of 2 mm
+    assert not torch.equal(place, samples.fractions(found, "test").float())

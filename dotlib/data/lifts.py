@@ -21,7 +21,7 @@ from ..physics import closed_form, diffusion, gauss_newton, homogeneous, jacobia
 from ..physics.homogeneous import Fit, Scene
 from ..physics.lift import Linear
 from ..physics.rytov import Readings
-from . import dataset, noise, phantoms, sampling, simulate, store
+from . import dataset, noise, phantoms, placement, sampling, simulate, store
 from .recording import SimulationError
 from .split import NAMES
 from .surface import Surface
@@ -61,7 +61,7 @@ class Lifts:
 
         Zeros where a phantom is excluded, or has fewer draws or pairs.
         """
-        columns, column = _read(self.path, first, count), self.lift.column
+        columns, column = self._columns(first, count), self.lift.column
         shape = (len(TOKEN), self.lift.count, 1, 1) if column == "tokens" else (len(CHANNELS), *[LIFTED] * 3)
         out = np.zeros((count, self.lift.draws, *shape), store.COLUMNS[column].dtype)
         used = np.flatnonzero(self.labels[first : first + count] >= 0)
@@ -82,8 +82,19 @@ class Lifts:
 
     def scenes(self, first: int, count: int, used: Sequence[int], device: str) -> list[Scene]:
         """Draw 0 of some of the phantoms `first` ... `first + count - 1`."""
-        columns = _read(self.path, first, count)
+        columns = self._columns(first, count)
         return [self._scene(columns, i, self._draw(columns, i, first + i, 0, device), device) for i in used]
+
+    def _columns(self, first: int, count: int) -> dict[str, np.ndarray]:
+        """Of some phantoms, as they are taken to be."""
+        columns = _read(self.path, first, count)
+        if self.lift.surface == "sphere":
+            for i in np.flatnonzero(self.labels[first : first + count] >= 0):
+                row = placement.sphere(np.concatenate([columns["sources"][i], columns["detectors"][i]]))
+                columns["ellipsoids"][i, 0] = row
+                for name in ("sources", "detectors"):
+                    columns[name][i] = placement.onto(row, columns[name][i])
+        return columns
 
     def _scene(self, columns: dict[str, np.ndarray], i: int, one: Readings, device: str) -> Scene:
         return scene(columns["ellipsoids"][i, 0], one, self.data.model_grid, device)

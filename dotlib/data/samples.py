@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import LIFTED, Config
-from . import augment, dataset, phantoms
+from . import augment, dataset, phantoms, placement
 from .bodies import Bodies
 from .dataset import Dataset
 from .split import NAMES
@@ -98,8 +98,8 @@ def of(config: Config, data: Dataset, part: str, device: str = "cpu") -> Samples
     if config.task == "autoencode":
         return Samples(config, truth, bodies=data.bodies(part, device) if config.augment else None)
     lifted = _stored(config, data, part, config.lift.column)
-    draws = lifted.shape[1] if part == "train" else 1
-    return Samples(config, truth, torch.from_numpy(lifted[:, :draws]).to(device), fractions(data, part).to(device))
+    draws, taken = lifted.shape[1] if part == "train" else 1, fractions(data, part, config.lift.surface)
+    return Samples(config, truth, torch.from_numpy(lifted[:, :draws]).to(device), taken.to(device))
 
 
 def standard(train: Samples) -> tuple[Tensor, Tensor] | None:
@@ -124,9 +124,12 @@ def covered(config: Config, data: Dataset) -> Tensor:
     return mask
 
 
-def fractions(data: Dataset, part: str) -> Tensor:
-    """Volume fractions of the tissue (P, 1, G, G, G) fp16."""
+def fractions(data: Dataset, part: str, surface: str = "known") -> Tensor:
+    """Volume fractions of the tissue (P, 1, G, G, G) fp16, or of the sphere that it is taken for."""
     tables = phantoms.without_inclusions(data.part(part))
+    if surface == "sphere":
+        optodes = np.concatenate(list(data.measurements(part, "sources", "detectors").values()), 1)
+        tables[:, 0] = [placement.sphere(points) for points in optodes]
     tables[:, 0, [phantoms.MUA, phantoms.MUSP]] = 1
     return phantoms.rasterise(tables, data.grid, dtype=torch.float16)[:, :1].contiguous()
 
