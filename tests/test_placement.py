@@ -193,3 +193,27 @@ def test_sphere_is_found_metres_from_the_origin():
     far = np.array([4000.0, -3000.0, 5000.0])
     found = placement.sphere(25 * shallow + far)
     np.testing.assert_allclose(found[:3], far, atol=1e-3)
+
+
+def test_sphere_in_the_frame_of_a_cube_stays_in_it():
+    """A flat patch, whose own sphere would reach beyond the wall on the other side; it stays near the patch."""
+    grid = np.stack(np.meshgrid(np.linspace(-20, 20, 9), np.linspace(-20, 20, 9)), -1).reshape(-1, 2)
+    flat = np.column_stack([grid, 23 - (grid**2).sum(1) / 70])
+    free, held = placement.sphere(flat), placement.inside(flat)
+    assert abs(free[2]) + free[3] > 32 > np.abs(held[:3]).max() + held[3]
+    off = np.abs(np.linalg.norm(flat - held[:3], axis=1) - held[3])
+    assert held[3] < free[3] == 29 and off.max() < 5
+
+
+def test_sphere_that_the_cube_holds_is_the_nearest_one():
+    rng = np.random.default_rng(2)
+    points = rng.standard_normal((40, 3))
+    points = 27 * points / np.linalg.norm(points, axis=1, keepdims=True) + [0.5, -1, 2]
+    np.testing.assert_allclose(placement.inside(points), placement.sphere(points))
+
+
+def test_probe_that_no_sphere_in_the_cube_fits_is_refused():
+    rng = np.random.default_rng(2)
+    points = 24 * np.eye(3)[rng.integers(3, size=40)] * rng.choice([-1, 1], (40, 1)) + [0, 0, 40]
+    with pytest.raises(PlacementError, match="within a cube of 64 mm"):
+        placement.inside(points + rng.normal(0, 0.1, points.shape))

@@ -90,7 +90,7 @@ class Lifts:
         columns = _read(self.path, first, count)
         if self.lift.surface == "sphere":
             for i in np.flatnonzero(self.labels[first : first + count] >= 0):
-                row = placement.sphere(np.concatenate([columns["sources"][i], columns["detectors"][i]]))
+                row = placement.inside(np.concatenate([columns["sources"][i], columns["detectors"][i]]))
                 columns["ellipsoids"][i, 0] = row
                 for name in ("sources", "detectors"):
                     columns[name][i] = placement.onto(row, columns[name][i])

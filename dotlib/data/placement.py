@@ -14,6 +14,7 @@ from .surface import Surface
 
 RADII = (20.0, 29.0)  # mm: spheres that the cube holds, with a voxel of 2 mm to spare
 FAR = 5.0  # mm: an optode that lies farther from the fitted sphere is no optode on it
+LARGEST, STEPS = CUBE / 2 - 0.5, 5  # mm: reach of a sphere whose centre is not the cube's; attempts
 LEAST = 4  # points that determine a sphere
 
 
@@ -81,6 +82,17 @@ def _row(centre: np.ndarray, radius: float) -> np.ndarray:
     row[QUATERNION] = Rotation.identity().as_quat()
     row[[MUA, MUSP]] = 1.0  # its volume is its volume fractions
     return row
+
+
+def inside(points: np.ndarray) -> np.ndarray:
+    """The row (13,) of the sphere nearest to points (N, 3) in the frame of a cube: smaller where it must be."""
+    row = sphere(points)
+    for _ in range(STEPS):
+        beyond = np.abs(row[CENTRE]).max() + row[AXES][0] - LARGEST
+        if beyond <= 0:
+            return row
+        row = sphere(points, max(row[AXES][0] - beyond, RADII[0]))
+    raise PlacementError(f"sphere: none of {RADII[0]:g} mm or more fits the optodes within a cube of {CUBE:g} mm")
 
 
 def onto(tissue: np.ndarray, points: np.ndarray) -> np.ndarray:

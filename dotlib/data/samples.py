@@ -129,7 +129,7 @@ def fractions(data: Dataset, part: str, surface: str = "known") -> Tensor:
     tables = phantoms.without_inclusions(data.part(part))
     if surface == "sphere":
         optodes = np.concatenate(list(data.measurements(part, "sources", "detectors").values()), 1)
-        tables[:, 0] = [placement.sphere(points) for points in optodes]
+        tables[:, 0] = [placement.inside(points) for points in optodes]
     tables[:, 0, [phantoms.MUA, phantoms.MUSP]] = 1
     return phantoms.rasterise(tables, data.grid, dtype=torch.float16)[:, :1].contiguous()
 
