@@ -38,7 +38,7 @@ def _grid(lambdas: tuple[float, ...], lengths: tuple[float, ...]) -> tuple[Setti
 SETTINGS: dict[classical.Method, tuple[Setting, ...]] = {
     "tikhonov": _grid((0.25, 0.5, 1, 2), (5, 8, 12)),
     "gaussian": _grid((0.1, 0.3, 1, 3), (5, 7.5, 10)),
-    "tv": _grid((0.03, 0.1, 0.3, 1, 3), (5,)),
+    "tv": _grid((0.3, 1, 3, 10), (5,)),
 }
 
 
