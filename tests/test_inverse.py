@@ -142,15 +142,15 @@ def test_table_has_controls_first_and_then_methods_networks_and_the_rest():
 def test_table_has_the_mean_over_seeds_with_students_interval():
     record = judged(errors(NETWORK, [[0.1, 0.3], [0.2, 0.6]]), errors(LIFTED, [0.25, 0.75]))
     table = inverse.table(record).set_index("method")
-    assert list(table.columns) == ["seeds", *inverse.COLUMNS]
+    assert list(table.columns) == ["seeds", *inverse.FIDELITY]
     low, high = scipy_stats.t.interval(0.95, 1, 0.3, scipy_stats.sem([0.2, 0.4]))
-    assert table.loc[NETWORK, ["seeds", "nrmse mua", "covered"]].tolist() == [2, *[f"0.3 [{low:.3g}, {high:.3g}]"] * 2]
-    assert table.loc[LIFTED, ["seeds", "nrmse mua", "not covered", "crc"]].tolist() == [1, "0.5", "--", "--"]
+    assert table.loc[NETWORK, ["seeds", "nrmse", "covered"]].tolist() == [2, *[f"0.3 [{low:.3g}, {high:.3g}]"] * 2]
+    assert table.loc[LIFTED, ["seeds", "nrmse", "not covered", "SSIM"]].tolist() == [1, "0.5", "--", "--"]
 
 
 def test_table_of_musp_has_the_values_of_musp():
     record = judged(rows(LIFTED, HOME, "nrmse", [0.25, 0.75]), rows(LIFTED, HOME, "nrmse", [0.1, 0.3], "musp"))
-    assert inverse.table(record, inverse.OF_MUSP)["nrmse musp"].tolist() == ["0.2"]
+    assert inverse.table(record, channel="musp")["nrmse"].tolist() == ["0.2"]
 
 
 def test_contrasts_pair_each_network_with_each_other_method_once():

@@ -39,11 +39,11 @@ def numbers(arm, on, metrics, seeds, inclusions=False, channels=("mua", "musp"))
 def at_home(arms, seeds):
     true = dict.fromkeys(("distance", "radius"), np.full((P, K), 9.0))
     true |= {"contrast": np.full((P, K), 0.95), "localisation": np.full((P, K), 4.2), "covered": [[0.95, 0.6]] * P}
-    every = [*inverse.COLUMNS.values(), *inverse.OF_MUSP.values()]
+    every = [*inverse.FIDELITY.values(), *inverse.IMAGE.values()]
     of_inclusions = {"crc", "cnr", "dice", "contrast", "localisation"}
     parts = [places(**true)]
     for arm in arms:
-        parts.append(numbers(arm, HOME, dict.fromkeys(m for m, _ in every if m not in of_inclusions), seeds))
+        parts.append(numbers(arm, HOME, dict.fromkeys(m for m in every if m not in of_inclusions), seeds))
         parts.append(numbers(arm, HOME, sorted(of_inclusions), seeds, inclusions=True))
     return parts
 
@@ -112,7 +112,7 @@ def written(root):
     return {path.stem.removeprefix("4.6-") for path in (root / "build" / "smoke" / "figures").glob("4.6-*.json")}
 
 
-HERE = {"settings", "here", "here-contrasts", "example"}
+HERE = {"settings", "here", "here-image", "here-contrasts", "example"}
 
 
 @pytest.mark.slow
@@ -120,11 +120,12 @@ def test_page_of_all_records_writes_what_it_shows(monkeypatch, tmp_path):
     """No table is wider than a page: writing it would fail."""
     _, variables = executed(monkeypatch, tmp_path, small(), whole())
     assert written(tmp_path) == HERE | {
-        "methods", "methods-musp", "contrasts", "recovery", "recovery-distance", "recovery-radius", "recovery-contrast",
+        "methods", "methods-image", "methods-musp", "methods-image-musp", "contrasts",
+        "recovery", "recovery-distance", "recovery-radius", "recovery-contrast",
         "recovery-covered", "localisation", "lesions", "operating", "visible", "views", "views-table", "crosstalk",
         "patterns", "coverage", "calibration", "calibration-table", "times", "targets",
     }  # fmt: skip
-    assert len(variables["contrasts"]) == 4 * 8 * 2  # three networks and the ensemble, 8 others, two parts
+    assert len(variables["contrasts"]) == 5 * 9 * 2  # four networks and the ensemble, 9 others, two parts
     targets = pd.read_csv(tmp_path / "build" / "smoke" / "figures" / "4.6-targets.csv")
     assert len(targets) == 3 * (6 + 3 + 2) and "not computed" not in set(targets["standing"])
 
@@ -144,7 +145,7 @@ def test_every_table_is_made_of_the_pages_own_record(seeds):
     found = inverse.contrasts(record)
     assert set(found.loc[found["network"] == NETWORK, "seeds"]) == {seeds} and len(inverse.contrasts_table(found))
     assert len(inverse.answer(record, found).splitlines()) == 2 * (2 if seeds > 1 else 1)
-    assert len(inverse.table(record)) == len(inverse.table(record, inverse.OF_MUSP)) == 6 + (seeds > 1)
+    assert len(inverse.table(record)) == len(inverse.table(record, inverse.IMAGE, "musp")) == 6 + (seeds > 1)
     for fact in inverse_inclusions.BINS:
         assert len(inverse_inclusions.binned_table(inverse_inclusions.binned(record, fact)))
     assert len(inverse_inclusions.localised_table(inverse_inclusions.localised(record)))

@@ -77,6 +77,7 @@ def lesions(curves: pd.DataFrame, points: pd.DataFrame) -> Figure:
             ax.plot(at["false_lesions"], at["recall"], "o", color=f"C{i}", ms=6)
         ax.set(xlabel="false lesions a phantom", ylabel="recall", ylim=(0, None))
         ax.set_xscale("symlog", linthresh=0.1, linscale=0.4)
+        ax.set_xlim(left=0)
         ax.xaxis.set_major_locator(FixedLocator([0, 0.1, 0.3, 1, 3, 10, 30]))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         figure.legend(loc="outside upper center", ncols=3, fontsize=7)

@@ -19,17 +19,12 @@ CONTROLS = (BEST, FITTED, CONTROL, SHORT_CONTROL, SHUFFLED)
 CLASSICAL = (LIFTED, *METHODS.values())
 GAUSS_NEWTON = METHODS["gaussian"]
 ORDER = (*CONTROLS, *CLASSICAL, *OURS, ENSEMBLE)  # of methods, the others after them
-COLUMNS = {
-    "nrmse mua": ("nrmse", "mua"), "covered": ("nrmse_covered", "mua"), "not covered": ("nrmse_uncovered", "mua"),
-    "skill": ("skill_homogeneous", "mua"), "skill covered": ("skill_homogeneous_covered", "mua"),
-    "SSIM": ("ssim", "mua"), "crc": ("crc", "mua"), "CNR": ("cnr", "mua"), "Dice": ("dice", "mua"),
-    "background noise": ("background_noise_covered", "mua"), "bias": ("bias_covered", "mua"),
+FIDELITY = {
+    "nrmse": "nrmse", "covered": "nrmse_covered", "not covered": "nrmse_uncovered", "skill": "skill_homogeneous",
+    "skill covered": "skill_homogeneous_covered", "SSIM": "ssim",
 }  # fmt: skip
-OF_MUSP = {
-    "nrmse musp": ("nrmse", "musp"), "covered": ("nrmse_covered", "musp"), "not covered": ("nrmse_uncovered", "musp"),
-    "skill": ("skill_homogeneous", "musp"), "skill covered": ("skill_homogeneous_covered", "musp"),
-    "SSIM": ("ssim", "musp"), "crc": ("crc", "musp"), "CNR": ("cnr", "musp"), "Dice": ("dice", "musp"),
-    "background noise": ("background_noise_covered", "musp"), "bias": ("bias_covered", "musp"),
+IMAGE = {
+    "crc": "crc", "CNR": "cnr", "Dice": "dice", "background noise": "background_noise_covered", "bias": "bias_covered",
 }  # fmt: skip
 VERDICTS = ("worse", "not resolved", "better")
 ERRORS = {"covered": "nrmse_covered", "tissue": "nrmse"}
@@ -61,12 +56,12 @@ def methods(record, on: str = HOME) -> list[str]:
     return sorted(found, key=lambda arm: (ORDER.index(arm) if arm in ORDER else len(ORDER), arm))
 
 
-def table(record, columns=COLUMNS) -> pd.DataFrame:
-    """Methods by metrics at home: mean over phantoms (crc, CNR, Dice: median over inclusions), then over seeds with
-    Student's interval."""
+def table(record, columns=FIDELITY, channel: str = "mua") -> pd.DataFrame:
+    """Methods by metrics of a channel at home: mean over phantoms (crc, CNR, Dice: median over inclusions), then over
+    seeds with Student's interval."""
     rows = []
     for arm in methods(record):
-        values = {label: per_seed(record, arm, HOME, *column) for label, column in columns.items()}
+        values = {label: per_seed(record, arm, HOME, metric, channel) for label, metric in columns.items()}
         seeds = len(next(iter(values.values())))
         rows.append({"method": arm, "seeds": seeds} | {name: text(over_seeds(v)) for name, v in values.items()})
     return pd.DataFrame(rows)
