@@ -294,6 +294,20 @@ def test_small_dataset_is_lifted_and_shown(one_thread, tmp_path, monkeypatch):
     assert samples.covered(c, data).sum((1, 2, 3)).min() > 8
 
 
+def test_control_is_shown_what_its_own_lift_leaves_from_the_file_of_linear_ones(one_thread, tmp_path, monkeypatch):
+    monkeypatch.setattr(simulate, "ProcessPoolExecutor", Inline)
+    m = Measurements(sources=4, detectors=12, pairs=24)
+    small = Data(phantoms=4, grid=32, seed=3, fractions=(2, 1, 1), measurements=m)
+    c = config.replace(PLAIN, {"data": small, "lift": Lift(kind="none", count=20, draws=2)} | {"training.batch": 2})
+    data = dataset.load(small, tmp_path)
+    samples.of(config.replace(c, {"lift.kind": "linear"}), data, "train")
+    files = set(tmp_path.iterdir())
+    shown = samples.of(c, data, "train").lifts.numpy()
+    own = lifts.Lifts(small, c.lift, data.path, data.labels).make(0, 4, "cpu")["lift"][data.labels == 0]
+    np.testing.assert_array_equal(shown, own)
+    assert set(tmp_path.iterdir()) == files and shown[:, :, 5:].any() and not shown[:, :, :5].any()
+
+
 def mirrored(table):
     """The mirror image in x of a table: a body with a centre of symmetry has a proper rotation again."""
     out = table.astype("f8")

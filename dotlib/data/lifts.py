@@ -33,6 +33,7 @@ PRIOR = lift.Prior()
 # standard errors of (0.00008, 0.007), rounded. Fixed, so that no fit moves a mask.
 POPULATION = (0.0060, 1.02)
 COVERED, SEEN_FROM = 0.4, 256  # whitened sensitivity to ln mua from which a voxel is covered, and the pairs that see it
+READ_OFF = CHANNELS.index("tissue")  # channels before it are of the readings; of a control tissue, mua0, musp0 are left
 READ = ("ellipsoids", *store.MEASURED, "phi_clean")
 
 
@@ -161,7 +162,7 @@ def _linear(kind: str, problem: Linear) -> Tensor:
         return lift.channels(problem, torch.stack([plain, torch.zeros_like(plain)]))
     found = lift.channels(problem, lift.solve(problem, PRIOR))
     if kind == "none":
-        found[:5] = 0  # tissue, mua0 and musp0 are left
+        found[:READ_OFF] = 0
     return found
 
 
@@ -254,6 +255,11 @@ def fitted(scenes: dict[int, Scene], first: int) -> list[Fit]:
             line = str(error).replace(f"object {error.index}", f"phantom {first + index[start + error.index]}")
             raise SimulationError(f"lift: {line}") from None
     return out
+
+
+def held(chosen: Lift) -> Lift:
+    """The lift whose file holds one: a control's are linear ones, of which it is shown less."""
+    return chosen.model_copy(update={"kind": "linear"}) if chosen.kind == "none" else chosen
 
 
 def column(path: Path, name: str, chosen: np.ndarray) -> np.ndarray:

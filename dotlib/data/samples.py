@@ -89,7 +89,7 @@ def prepare(configs: Iterable[Config]) -> None:
         if lift:
             from . import lifts
 
-            lifts.prepare(data, lift, part=part)
+            lifts.prepare(data, lifts.held(lift), part=part)
 
 
 def of(config: Config, data: Dataset, part: str, device: str = "cpu") -> Samples:
@@ -137,6 +137,9 @@ def fractions(data: Dataset, part: str, surface: str = "known") -> Tensor:
 def _stored(config: Config, data: Dataset, part: str, column: str) -> np.ndarray:
     from . import lifts  # with the solver: what sees volumes does without it
 
-    held, only = (config.test, part) if config.test and part == "test" else (config.data, None)
-    path = lifts.prepare(held, config.lift, data.path.parent, only)[column == "covered"]
-    return lifts.column(path, column, data.labels == NAMES.index(part))
+    of, only = (config.test, part) if config.test and part == "test" else (config.data, None)
+    path = lifts.prepare(of, lifts.held(config.lift), data.path.parent, only)[column == "covered"]
+    found = lifts.column(path, column, data.labels == NAMES.index(part))
+    if config.lift.kind == "none" and column == "lift":
+        found[:, :, : lifts.READ_OFF] = 0
+    return found
