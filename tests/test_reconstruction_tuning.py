@@ -87,7 +87,7 @@ def test_no_other_part_is_asked_for(found, monkeypatch):
     rows = tuning.table(DATA, 1, found.path.parent)
     assert [key[:3] for key in asked] == [(m, *point) for m, points in tuning.SETTINGS.items() for point in points]
     assert {key[3:] for key in asked} == {("validation", 1)} and set(rows["n"]) == {1}
-    assert len(set(asked)) == len(asked) == 12 + 9 + 4
+    assert len(set(asked)) == len(asked) == 12 + 12 + 4
 
 
 def made_up():

@@ -87,10 +87,12 @@ def test_mean_properties_are_those_of_the_tissue():
 
 NOISY = {"log_amplitude", "phase"}
 LIGHT = NOISY | {"sigma", "phi_clean"}
+PLACES = {"sources", "detectors", "pairs"}
 ONE = {"sources": 2, "detectors": 8, "pairs": 8}
 # what changes with each field; the numbers of optodes and pairs change shapes
 EFFECTS = {
     "frequency": (2e8, LIGHT), "n": (1.4, LIGHT), "grid": (48, LIGHT), "precise": (True, LIGHT),
+    "radius": (20.0, PLACES | LIGHT), "patches": (2, PLACES | LIGHT),
     "noise.relative": (0.01, NOISY | {"sigma"}), "noise.floor": (1e-3, NOISY | {"sigma"}),
     "noise.jitter": (1.0, {"phase", "sigma"}), "noise.coupling": (0.1, {"log_amplitude"}),
     "noise.coupling_phase": (5.0, {"phase"}), "noise.dropout": (0.5, NOISY), "noise.dark": (0.1, NOISY),

@@ -204,7 +204,7 @@ def test_source_is_whole_and_named_after_author_and_year(key, entry):
     assert entry.count("{") == entry.count("}") and len(fields) == entry.count("\n") - 1
     assert {"title", "author", "year"} <= set(fields)
     assert key == fields["author"].split(",")[0].lower() + fields["year"]
-    assert entry.startswith("@misc") or {"journal", "booktitle"} & set(fields)
+    assert entry.startswith("@misc") or {"journal", "booktitle", "publisher"} & set(fields)
     assert re.fullmatch(r"10\.\d{4,5}/\S+", fields.get("doi", "10.1000/x"))
 
 
