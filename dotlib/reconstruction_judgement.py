@@ -137,7 +137,7 @@ def judged(
     finished: Mapping[Key, study.Run], profile: str, settings: Mapping[str, Setting],
     names: Collection[str] | None = None, folder: Path | None = None,
 ) -> Reconstructed:  # fmt: skip
-    """The judgements of finished runs and of all other methods on every set, or on those of `names`, home among them."""
+    """The judgements of finished runs and of all other methods on every set, or those of `names`, home among them."""
     base = configuration.profile(profile).base.data
     judge = Judge({key: run for key, run in finished.items() if not run.result().failed}, settings)
     every = [one for one in views(base).values() if names is None or one.name in names]
