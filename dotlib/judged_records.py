@@ -40,8 +40,7 @@ class Judged:
     @property
     def provenance(self) -> dict[str, str]:
         """What a table of these runs rests on."""
-        runs = {f"{r.arm}, seed {r.seed}": f"{r.config}, code {r.code}" for r in self.runs.itertuples()}
-        return {"test phantoms": ", ".join(sorted(set(self.runs["test"])))} | runs
+        return {"test phantoms": ", ".join(sorted(set(self.runs["test"])))} | records.used(self.runs)
 
     @property
     def metrics(self) -> pd.DataFrame:

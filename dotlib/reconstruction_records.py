@@ -25,8 +25,8 @@ class Reconstructed:
     """Judged reconstructions.
 
     `values`: rows of `COLUMNS`, of networks by (arm, seed), of other methods and of what is true (seed 0); `lesions`
-    and `calibration` as in `reconstruction_scores`, with arm and seed; `times`: method, seconds, n; `runs`: a row per
-    run: arm, seed, failed, digests of its configuration, data, code and test phantoms; `source`: where they come from.
+    and `calibration`, of the ensemble, as in `reconstruction_scores`; `times`: step, seconds, n, threads; `runs`: a
+    row per run: arm, seed, failed, digests of its configuration, data, code and test phantoms; `source`: its place.
     """
 
     values: pd.DataFrame
@@ -40,8 +40,7 @@ class Reconstructed:
     @property
     def provenance(self) -> dict[str, str]:
         """What a table of these runs rests on."""
-        runs = {f"{r.arm}, seed {r.seed}": f"{r.config}, code {r.code}" for r in self.runs.itertuples()}
-        return {"test phantoms": ", ".join(sorted(set(self.runs["test"])))} | runs
+        return {"test phantoms": ", ".join(sorted(set(self.runs["test"])))} | records.used(self.runs)
 
     @cached_property
     def _places(self) -> dict[tuple[str, ...], np.ndarray]:

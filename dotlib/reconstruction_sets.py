@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import metrics
 from .config import Data, Lift, Noise
+from .config_parts import PatternName
 from .data import dataset, lifts, phantoms, samples
 from .data.dataset import Dataset
 from .data.split import NAMES
@@ -28,7 +28,7 @@ EVERY = (1, 1, 10**6)  # fractions by which all phantoms are test phantoms
 GOLD = {16: 32, 32: 48, 64: 96}  # voxels a side of the finest readings, by the grid of the volumes
 HOME, FRESH, TUMOUR_FREE, THRESHOLDS = "home", "fresh phantoms", "none", "none, for thresholds"
 FAMILIES = (TUMOUR_FREE, "superficial", "deep", "mua-only", "musp-only", "out-of-range", "superellipsoid")
-PATTERNS = ("snr", "circular", "linear", "clustered", "adaptive", "clinical", "stratified")
+PATTERNS = tuple(name for name in get_args(PatternName) if name != Lift().pattern)
 COUNTS = (64, 128, 512, 1000)
 NOISES: dict[str, dict[str, Any]] = {
     "half the noise": {"relative": 0.0025, "jitter": 0.205},
@@ -128,7 +128,7 @@ def load(view: View, folder: Path | None = None) -> Seen:
     lifted, covered = (torch.from_numpy(lifts.column(path, name, chosen)) for path, name in columns)
     tables, labels = data.part("test"), phantoms.labels(data.part("test"), data.grid)
     regions = metrics.regions(labels, data.voxel, phantoms.ROWS - 1)
-    seen = F.interpolate(covered[:, None].float(), size=data.grid)[:, 0] > 0
+    seen = samples.finer(covered, data.grid)
     optodes = np.concatenate(list(data.measurements("test", "sources", "detectors").values()), 1)
     return Seen(
         view, data, lifted[:, 0], samples.fractions(data, "test"), data.volumes("test"), labels, seen, regions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import sys
 from collections.abc import Mapping
@@ -68,10 +69,7 @@ def coverage(base: Data, data: dataset.Dataset, most: int) -> Tensor:
         for i in np.flatnonzero(data.labels == NAMES.index("validation"))[:most]:
             row = {name: file.raw(name, i, i + 1)[0] for name in lifts.READ}
             masks.append(lifts.covered(row, base, int(i)))
-    mask = torch.from_numpy(np.stack(masks))
-    for axis in (1, 2, 3):
-        mask = mask.repeat_interleave(data.grid // mask.shape[axis], axis)
-    return mask
+    return samples.finer(torch.from_numpy(np.stack(masks)), data.grid)
 
 
 def best(settings: pd.DataFrame) -> dict[str, Setting]:
@@ -87,8 +85,6 @@ def save(settings: pd.DataFrame, profile: str, folder: Path) -> None:
 
 def load(folder: Path) -> tuple[pd.DataFrame, str]:
     """The recorded settings and their profile. Raises ResultsError for a record that cannot be used."""
-    import io
-
     about, texts = records.read(folder, (TABLE,))
     return pd.read_csv(io.StringIO(texts[TABLE])), about.profile
 

@@ -44,8 +44,12 @@ class Record:
     @property
     def provenance(self) -> dict[str, str]:
         """What a table of these runs rests on."""
-        runs = {f"{r.arm}, seed {r.seed}": f"{r.config}, code {r.code}" for r in self.runs.itertuples()}
-        return {"data": ", ".join(sorted(set(self.runs["data"])))} | runs
+        return {"data": ", ".join(sorted(set(self.runs["data"])))} | used(self.runs)
+
+
+def used(runs: pd.DataFrame) -> dict[str, str]:
+    """What each run of a record ran as, by its name."""
+    return {f"{r.arm}, seed {r.seed}": f"{r.config}, code {r.code}" for r in runs.itertuples()}
 
 
 class About(Frozen):

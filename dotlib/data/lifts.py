@@ -33,7 +33,7 @@ PRIOR = lift.Prior()
 # standard errors of (0.00008, 0.007), rounded. Fixed, so that no fit moves a mask.
 POPULATION = (0.0060, 1.02)
 COVERED, SEEN_FROM = 0.4, 256  # whitened sensitivity to ln mua from which a voxel is covered, and the pairs that see it
-READ_OFF = CHANNELS.index("tissue")  # channels before it are of the readings; of a control tissue, mua0, musp0 are left
+OF_READINGS = CHANNELS.index("tissue")  # so many channels are; a control is left tissue, mua0 and musp0
 READ = ("ellipsoids", *store.MEASURED, "phi_clean")
 
 
@@ -162,7 +162,7 @@ def _linear(kind: str, problem: Linear) -> Tensor:
         return lift.channels(problem, torch.stack([plain, torch.zeros_like(plain)]))
     found = lift.channels(problem, lift.solve(problem, PRIOR))
     if kind == "none":
-        found[:READ_OFF] = 0
+        found[:OF_READINGS] = 0
     return found
 
 
@@ -257,7 +257,7 @@ def fitted(scenes: dict[int, Scene], first: int) -> list[Fit]:
     return out
 
 
-def held(chosen: Lift) -> Lift:
+def stored_as(chosen: Lift) -> Lift:
     """The lift whose file holds one: a control's are linear ones, of which it is shown less."""
     return chosen.model_copy(update={"kind": "linear"}) if chosen.kind == "none" else chosen
 

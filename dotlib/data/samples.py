@@ -89,7 +89,7 @@ def prepare(configs: Iterable[Config]) -> None:
         if lift:
             from . import lifts
 
-            lifts.prepare(data, lifts.held(lift), part=part)
+            lifts.prepare(data, lifts.stored_as(lift), part=part)
 
 
 def of(config: Config, data: Dataset, part: str, device: str = "cpu") -> Samples:
@@ -118,9 +118,13 @@ def standard(train: Samples) -> tuple[Tensor, Tensor] | None:
 
 def covered(config: Config, data: Dataset) -> Tensor:
     """What the probes of the test phantoms see (P, G, G, G) bool, whatever the run makes of it."""
-    mask = torch.from_numpy(_stored(config, data, "test", "covered"))
+    return finer(torch.from_numpy(_stored(config, data, "test", "covered")), data.grid)
+
+
+def finer(mask: Tensor, grid: int) -> Tensor:
+    """A lift's masks (P, 16, 16, 16) on `grid`^3 voxels."""
     for axis in (1, 2, 3):
-        mask = mask.repeat_interleave(data.grid // LIFTED, axis)
+        mask = mask.repeat_interleave(grid // LIFTED, axis)
     return mask
 
 
@@ -138,8 +142,8 @@ def _stored(config: Config, data: Dataset, part: str, column: str) -> np.ndarray
     from . import lifts  # with the solver: what sees volumes does without it
 
     of, only = (config.test, part) if config.test and part == "test" else (config.data, None)
-    path = lifts.prepare(of, lifts.held(config.lift), data.path.parent, only)[column == "covered"]
+    path = lifts.prepare(of, lifts.stored_as(config.lift), data.path.parent, only)[column == "covered"]
     found = lifts.column(path, column, data.labels == NAMES.index(part))
     if config.lift.kind == "none" and column == "lift":
-        found[:, :, : lifts.READ_OFF] = 0
+        found[:, :, : lifts.OF_READINGS] = 0
     return found

@@ -12,7 +12,7 @@ from .. import config as configuration
 from .. import stats
 from ..data import phantoms
 from ..improvements import ALTERNATIVES
-from ..reconstructions import LINKS, NETWORK
+from ..reconstructions import LINKS, NETWORK, PATTERNS
 from ..stats import Interval
 from . import ablation, hypotheses
 from .hypotheses import NO_PROMISE, Hypothesis
@@ -52,12 +52,12 @@ HYPOTHESES = (
         for how, arm in (("as specified", "sigmoid-2"), ("from identity", "identity-2"))
     ),
     *(
-        Hypothesis(f"H4, {name}{more}", expected, f"reconstruct-{name}", NETWORK, low, high, of, note=_SAMPLED)
+        Hypothesis(f"H4, {name}{more}", expected, arm, NETWORK, low, high, of, note=_SAMPLED)
         for more, expected, low, high, of in (
             ("", "10-20 % better SSIM by the choice of pairs", 10, 20, "ssim"),
             (", gap", "less overfitting by the choice of pairs", 0, np.inf, "gap"),
         )
-        for name in ("snr", "adaptive", "stratified", "circular", "linear", "clustered", "clinical")
+        for name, arm in ((arm.removeprefix("reconstruct-"), arm) for arm in PATTERNS)
     ),
     *_both("H5", "5-10 % better generalisation by augmentation", "augmentation", 5, 10),
     *_both("H6", "5-12 % better SSIM by the multi-scale loss", "multi-scale loss", 5, 12, of="ssim"),

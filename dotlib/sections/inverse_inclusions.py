@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 
+from ..metrics_regions import LEAST_CONTRAST
 from ..reconstruction_judgement import BEST, ENSEMBLE, FITTED, SHUFFLED
 from ..reconstruction_records import TRUTH
 from ..reconstruction_sets import FRESH, HOME
@@ -125,7 +126,7 @@ def _lesions(record) -> pd.DataFrame:
 
 
 def operating(record) -> pd.DataFrame:
-    """Recall and false lesions of mua on the test phantoms, at the threshold that tumour-free validation phantoms give.
+    """Recall and false lesions of mua on the test phantoms, at the threshold that other, tumour-free ones give.
 
     Columns method, seeds, threshold, recall, false lesions (a phantom).
     """
@@ -145,7 +146,7 @@ def visible(record) -> pd.DataFrame:
     """
     out = []
     true = chosen(record, TRUTH, FRESH, "contrast")
-    present = true[true["value"] >= 0.1].set_index(["phantom", "inclusion"]).index
+    present = true[true["value"] >= LEAST_CONTRAST].set_index(["phantom", "inclusion"]).index
     for arm in methods(record, FRESH):
         rows = chosen(record, arm, FRESH, "contrast_visible").set_index(["phantom", "inclusion"])
         rows = rows[rows.index.isin(present)]
@@ -153,7 +154,7 @@ def visible(record) -> pd.DataFrame:
             continue
         counts = (rows["value"] == 1).groupby(rows["seed"]).sum()
         found = wilson(round(counts.mean()), len(present))
-        cell = text(Interval(counts.mean() / len(present), found.low, found.high, 2))
+        cell = text(Interval(counts.mean() / len(present), found.low, found.high, len(counts)))
         out.append({"method": arm, "seeds": len(counts), COUNTED: len(present), "met, share": cell})
     return pd.DataFrame(out)
 

@@ -4,15 +4,7 @@ import numpy as np
 import pandas as pd
 
 from ..reconstruction_judgement import FITTED, LIFTED
-from ..reconstruction_sets import (
-    COUNTS,
-    COVERAGES,
-    FAMILIES,
-    FRESH,
-    NOISES,
-    PATTERNS,
-    PROBES,
-)  # fmt: skip
+from ..reconstruction_sets import COUNTS, COVERAGES, FAMILIES, FRESH, NOISES, PATTERNS, PROBES
 from ..reconstructions import EVERYWHERE, NETWORK
 from ..reconstructions import PATTERNS as TRAINED
 from ..stats import Interval
@@ -26,7 +18,6 @@ GROUPS = {
 GOLD = "readings at "  # of the set whose readings are finer than those of training
 OWN = {"random": NETWORK} | {arm.removeprefix("reconstruct-"): arm for arm in TRAINED}
 LOSS, GOLD_LOSS = 15, 10  # per cent, at most: on patterns that were not trained on, on finer readings
-PARTS = {"covered": "nrmse_covered", "tissue": "nrmse"}
 VIEWS = ["group", "set", "method", "seeds", "nrmse", "low", "high", "ratio", "ratio low", "ratio high"]
 
 
