@@ -9,6 +9,8 @@ import pandas as pd
 
 from .report import Book, cell
 
+LACKING = "not among what was judged"
+
 
 class Line(str):
     """A line of Markdown, rendered where a notebook names it."""
@@ -80,6 +82,12 @@ class Page:
     missing: str = "not computed in this profile, and results/ holds no runs of it"
     task: str = "autoencode"
 
+    def where(self, there: Callable[[Any], Any]) -> "Page":
+        """This page; one without a record where `there(record)` is false: what is judged of it lacks this part."""
+        if self.record is None or there(self.record):
+            return self
+        return replace(self, record=None, missing=LACKING)
+
     def show(
         self,
         make: Callable[[Any], Any],
@@ -89,17 +97,22 @@ class Page:
     ) -> Any:
         """Make a figure or table of the record, write it under the record's profile, and show it over its caption.
 
-        A table is shown `readable`. Without a record a line says so instead, and what a former run wrote under the name
-        is removed.
+        A table is shown `readable`. Without a record, or where a table has no columns since nothing of it was judged,
+        a line says so instead, and what a former run wrote under the name is removed.
         """
         if self.record is None:
-            self.book.remove(name)
-            return Line(f"*{name}*: {self.missing}.")
+            return self._without(name)
         made = make(self.record)
+        if isinstance(made, pd.DataFrame) and made.columns.empty:
+            return replace(self, missing=LACKING)._without(name)
         book, inputs = replace(self.book, profile=self.record.profile), self.record.provenance
         book.save(made, name, caption, task=self.task, n=self.n(), inputs=inputs, cites=cites)
         words = Line(f"{italic(caption)} {self.scope()}")
         return Shown(readable(made, self.scope()) if isinstance(made, pd.DataFrame) else made, words)
+
+    def _without(self, name: str) -> Line:
+        self.book.remove(name)
+        return Line(f"*{name}*: {self.missing}.")
 
     def say(self, make: Callable[[Any], str]) -> Line:
         """Markdown made of the record, under its scope, or why there is none."""

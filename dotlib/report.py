@@ -91,7 +91,7 @@ class Book:
         `caption` is plain text (`mm^-1` is raised), `n` what a number rests on, `inputs` the names and hashes or run
         ids of the data, `cites` keys of sources.bib, `mark` what the profile's mark says instead of n.
         Unchanged inputs give the same bytes. Raises ValueError for a bad name, an unknown key, a free layout or a
-        table that is wider than a page.
+        table without columns or wider than a page.
         """
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
             raise ValueError(f"chapter {self.chapter}: name {name!r}; lower-case letters, digits, hyphens are accepted")
@@ -104,6 +104,8 @@ class Book:
             stamp = f"{self.profile} profile: {mark or f'n = {n}'}" if self.marked and self.profile != "full" else ""
             kind, contents = "figure", _figure_files(artefact, stem, words, stamp)
         elif isinstance(artefact, pd.DataFrame):
+            if artefact.columns.empty:
+                raise ValueError(f"{stem}: a table without columns; nothing can read its file again")
             kind, contents = "table", _table_files(artefact, stem, words)
         else:
             raise ValueError(f"{stem}: {type(artefact).__name__}; a matplotlib Figure or pandas DataFrame is accepted")

@@ -224,6 +224,7 @@ def test_studies_are_of_known_arms_and_their_declared_seeds():
         "4.3-sensitivity": (3, 0), "4.4-shown": (0, 0), "4.4-gates": (10, 0), "4.4-attention": (3, 0),
         "4.5-roadmap": (3, 0), "4.5-add-one-in": (3, 0), "4.5-leave-one-out": (3, 0), "4.5-data": (3, 0),
         "4.5-best": (1, 0), "4.6-shown": (2, 0), "4.6-control": (1, 0), "4.6-inputs": (3, 0), "4.6-networks": (3, 0),
+        "4.6-patterns": (3, 0), "4.6-architecture": (3, 0), "4.6-more": (3, 0),
     }  # fmt: skip
     assert STUDIES["4.3-ends"].arms == (
         "stage1-adam",

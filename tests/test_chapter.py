@@ -75,6 +75,16 @@ def test_caption_is_shown_below_with_its_scope(page, figure, monkeypatch):
     assert shown[3]._repr_markdown_() == rf"*P\_1 \[a\] \<b\>.* {scope}"
 
 
+def test_what_a_record_lacks_is_a_line_and_removes_what_was_written(page):
+    page.show(lambda r: TABLE, "ends", "C.")
+    line = page.show(lambda r: TABLE[[]], "ends", "C.")
+    assert line == "*ends*: not among what was judged." and page.book.written().empty
+    assert page.where(lambda r: r is RECORD) is page
+    assert page.where(lambda r: False).show(lambda r: 1 / 0, "ends", "C.") == line
+    empty = chapter.Page(page.book, None, "why")
+    assert empty.where(lambda r: 1 / 0).show(lambda r: TABLE, "ends", "C.") == "*ends*: why."
+
+
 def test_shown_has_the_attributes_of_what_it_shows(page, figure):
     drawn = page.show(lambda r: figure, "drawn", "C.")
     assert drawn.axes == figure.axes and page.show(lambda r: TABLE, "listed", "C.").data is TABLE

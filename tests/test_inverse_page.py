@@ -136,6 +136,13 @@ def test_page_without_evidence_says_so(monkeypatch, tmp_path):
     assert sum("holds no runs of it" in str(line) for line in shown if isinstance(line, str)) >= 10
 
 
+def test_tables_of_a_record_of_home_alone_can_be_read(monkeypatch, tmp_path):
+    executed(monkeypatch, tmp_path, small(), small())
+    tables = list((tmp_path / "build" / "smoke" / "figures").glob("4.6-*.csv"))
+    assert len(tables) > 10 and all(len(pd.read_csv(path).columns) for path in tables)
+    assert not written(tmp_path) & {"coverage", "patterns", "views", "lesions", "operating"}
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_every_table_is_made_of_the_pages_own_record(seeds):
     """Home alone: what rests on more is empty, or says that it is not computed."""

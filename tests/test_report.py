@@ -180,6 +180,7 @@ def test_commit_is_asked_for_once(tmp_path, monkeypatch):
     [
         ({"cites": ("wang2005",)}, r"^4.2-arms: unknown citation 'wang2005'; sources.bib has adebayo2018, "),
         ({"name": "Arms of 4.2"}, r"^chapter 4.2: name 'Arms of 4.2'; lower-case"),
+        ({"artefact": pd.DataFrame()}, r"^4.2-arms: a table without columns"),
         ({"artefact": [1]}, r"^4.2-arms: list; a matplotlib Figure or pandas DataFrame"),
         ({"artefact": matplotlib.figure.Figure()}, r"^4.2-arms: the figure's layout is not constrained"),
     ],
