@@ -16,6 +16,7 @@ from . import evaluation, machine, reconstruction_tuning, study
 from .config import CHANNELS, ConfigError
 from .data import classical, samples
 from .evaluation import homogeneous
+from .reconstruction_limits import limits
 from .reconstruction_records import COLUMNS, TRUTH, Reconstructed, load
 from .reconstruction_scores import calibration, facts, inflation, lesions, scores, twins
 from .reconstruction_sets import FRESH, HOME, THRESHOLDS, TUMOUR_FREE, Seen, View, union, views
@@ -137,7 +138,10 @@ def judged(
     finished: Mapping[Key, study.Run], profile: str, settings: Mapping[str, Setting],
     names: Collection[str] | None = None, folder: Path | None = None,
 ) -> Reconstructed:  # fmt: skip
-    """The judgements of finished runs and of all other methods on every set, or those of `names`, home among them."""
+    """The judgements of finished runs and of all other methods on every set, or those of `names`, home among them.
+
+    With a setting of Gauss-Newton also what the readings tell at most, at home.
+    """
     base = configuration.profile(profile).base.data
     judge = Judge({key: run for key, run in finished.items() if not run.result().failed}, settings)
     every = [one for one in views(base).values() if names is None or one.name in names]
@@ -151,6 +155,9 @@ def judged(
         values += [rows.assign(arm=arm, seed=seed, set=name) for (arm, seed), rows in frames.items()]
         if name in (HOME, FRESH, TUMOUR_FREE, THRESHOLDS):
             kept[name] = found
+    if "gaussian" in settings:
+        length = settings["gaussian"][1]
+        values.append(limits(seen[HOME], length).assign(arm=TRUTH, seed=0, set=HOME))
     if FRESH in kept and TUMOUR_FREE in kept:
         for key in [key for key in kept[FRESH] if key in kept[TUMOUR_FREE]]:  # not the networks of other patterns
             rows = twins(kept[FRESH][key], kept[TUMOUR_FREE][key], seen[FRESH])

@@ -1,6 +1,7 @@
 """A ball of tissue with small spheres in it, read by a patch of optodes round +z: to be reconstructed."""
 
 import dataclasses
+import itertools
 from functools import cache
 
 import numpy as np
@@ -73,3 +74,16 @@ def scene(grid, *spheres, **options):
 def changed(scene, **values):
     """The same with other readings."""
     return dataclasses.replace(scene, readings=dataclasses.replace(scene.readings, **values))
+
+
+def dense(prior, tissue, voxel):
+    """The covariance (2 V, 2 V), entry by entry: a Gaussian of the distance and a constant, times the channels'."""
+    places = np.argwhere(tissue.numpy()) * voxel
+    unknowns = list(itertools.product(range(2), range(len(places))))
+    out = np.empty((len(unknowns), len(unknowns)))
+    square = ((places[:, None] - places) ** 2).sum(-1)
+    for i, (a, p) in enumerate(unknowns):
+        between = prior.sd[a] * np.array(prior.sd) * np.where(np.arange(2) == a, 1, prior.correlation)
+        near = np.exp(-square[p] / (2 * prior.length**2)) + prior.constant**2
+        out[i] = np.outer(between, near).ravel()
+    return out

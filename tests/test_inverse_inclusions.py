@@ -101,6 +101,21 @@ def test_binned_table_keeps_the_order_and_tells_the_counts():
     assert table.to_numpy().tolist() == [[LIFTED, "0.4", "1.4", "0.4"], [NETWORK, "0.2", "0.7", "0.2"]]
 
 
+def test_limits_are_medians_of_inclusions_with_a_contrast_beside_what_is_reached():
+    there = places(distance=DISTANCE, radius=RADIUS, contrast=[[0.05, 0.99], [1, -1.7], [1.75, NAN]], covered=COVERED)
+    bounds = places(crc_sd_noise=[[9, 0.1], [0.2, 0.4], [2, NAN]], crc_sd_tissue=[[9, 0.3], [0.4, 0.6], [4, NAN]])
+    record = judged(there, bounds, rows(NETWORK, HOME, "crc", [CRC]), rows(CONTROL, HOME, "crc", [CRC]))
+    table = inverse_inclusions.limits(record)
+    assert table.iloc[:, 1:5].to_numpy().tolist() == [
+        [1, pytest.approx(0.1), pytest.approx(0.3), 1], [2, pytest.approx(0.3), pytest.approx(0.5), 0.5], [1, 2, 4, 0]
+    ]  # fmt: skip
+    heads = ["inclusions", "noise alone", "tissue unknown", "below 0.5, share", f"crc, {NETWORK}"]
+    assert list(table.columns[1:]) == heads
+    assert table.iloc[:, 0].tolist() == ["below 14", "14 to 20", "20 and more"]
+    assert table[heads[-1]].tolist() == ["0.2", "0.7", "0.2"]
+    assert inverse_inclusions.limits(judged(there, rows(NETWORK, HOME, "crc", [CRC]))).columns.empty
+
+
 def test_near_is_the_median_within_twenty_millimetres():
     """0.1, 0.3, 0.5, 0.9; the one at 20 mm is not among them."""
     found = inverse_inclusions.near(judged(THERE, rows(NETWORK, HOME, "crc", [CRC, CRC])), NETWORK)

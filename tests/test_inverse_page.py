@@ -41,6 +41,7 @@ def at_home(arms, seeds):
     true |= {"contrast": np.full((P, K), 0.95), "localisation": np.full((P, K), 4.2), "covered": [[0.95, 0.6]] * P}
     every = [*inverse.FIDELITY.values(), *inverse.IMAGE.values()]
     of_inclusions = {"crc", "cnr", "dice", "contrast", "localisation"}
+    true |= {"crc_sd_noise": np.full((P, K), 0.0123), "crc_sd_tissue": np.full((P, K), 0.234)}
     parts = [places(**true)]
     for arm in arms:
         parts.append(numbers(arm, HOME, dict.fromkeys(m for m in every if m not in of_inclusions), seeds))
@@ -121,8 +122,8 @@ def test_page_of_all_records_writes_what_it_shows(monkeypatch, tmp_path):
     _, variables = executed(monkeypatch, tmp_path, small(), whole())
     assert written(tmp_path) == HERE | {
         "methods", "methods-image", "methods-musp", "methods-image-musp", "contrasts",
-        "recovery", "recovery-distance", "recovery-radius", "recovery-contrast",
-        "recovery-covered", "localisation", "lesions", "operating", "visible", "views", "views-table", "crosstalk",
+        "recovery", "recovery-distance", "recovery-radius", "recovery-contrast", "recovery-covered", "limits",
+        "localisation", "lesions", "operating", "visible", "views", "views-table", "crosstalk",
         "patterns", "coverage", "calibration", "calibration-table", "times", "targets",
     }  # fmt: skip
     assert len(variables["contrasts"]) == 5 * 9 * 2  # four networks and the ensemble, 9 others, two parts

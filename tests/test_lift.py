@@ -1,13 +1,12 @@
 """The regularised lift against dense matrices written entry by entry, symmetry, and places that are known."""
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from ball import CENTRE, RADIUS, ROW, VALUES, changed, scene, voxels
+from ball import CENTRE, RADIUS, ROW, VALUES, changed, dense, scene, voxels
 
 from dotlib.config import CHANNELS
 from dotlib.data.phantoms import CUBE
@@ -18,19 +17,6 @@ from dotlib.physics.lift import Prior
 
 TUMOUR = ((6, 2, 16), 6, 2.0, 1.3)
 PRIOR, SHORT = Prior(), Prior(length=4.0)  # whose covariance can be inverted
-
-
-def dense(prior, tissue, voxel):
-    """The covariance (2 V, 2 V), entry by entry: a Gaussian of the distance and a constant, times the channels'."""
-    places = np.argwhere(tissue.numpy()) * voxel
-    unknowns = list(itertools.product(range(2), range(len(places))))
-    out = np.empty((len(unknowns), len(unknowns)))
-    square = ((places[:, None] - places) ** 2).sum(-1)
-    for i, (a, p) in enumerate(unknowns):
-        between = prior.sd[a] * np.array(prior.sd) * np.where(np.arange(2) == a, 1, prior.correlation)
-        near = np.exp(-square[p] / (2 * prior.length**2)) + prior.constant**2
-        out[i] = np.outer(between, near).ravel()
-    return out
 
 
 def flat(x, tissue):

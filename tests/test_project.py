@@ -131,12 +131,14 @@ FLOORS = {
     "reconstruct": (4,),
     "reconstruction_sets": (4,),
     "reconstruction_scores": (4, "reconstruction_sets"),
+    "reconstruction_limits": (4, "reconstruction_sets"),
     "reconstruction_records": (4,),
     "reconstruction_tuning": (4,),
     "reconstruction_times": (4, "reconstruction_sets", "reconstruction_tuning"),
     "reconstruction_judgement": (
         4,
         "reconstruction_records",
+        "reconstruction_limits",
         "reconstruction_scores",
         "reconstruction_sets",
         "reconstruction_times",
@@ -190,6 +192,7 @@ FLOORS = {
     "sections.inverse_inclusions": (
         4,
         "reconstruction_judgement",
+        "reconstruction_limits",
         "reconstruction_records",
         "reconstruction_sets",
         "sections.inverse",

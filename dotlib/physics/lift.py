@@ -111,13 +111,18 @@ def duals(
 
     `offset` (2M,) is J x of where the data were taken, for Gauss-Newton.
     """
-    spread = prior.apply(problem.J, problem.tissue, problem.voxel)[:, :, problem.tissue].flatten(1)
-    gram = (spread @ problem.flat.T).double()
+    spread, gram = covariance(problem, prior)
     eye, data, found = torch.eye(len(gram), dtype=gram.dtype, device=gram.device), problem.left + offset, []
     for regularisation in lambdas:
         factor = torch.linalg.cholesky(gram + regularisation * eye)
         found.append(torch.cholesky_solve(data.double()[:, None], factor)[:, 0].to(spread.dtype))
     return spread, found
+
+
+def covariance(problem: Linear, prior: Prior) -> tuple[Tensor, Tensor]:
+    """J C (2M, 2 V), and J C J^T (2M, 2M) in fp64: what the prior's tissue does to the whitened readings."""
+    spread = prior.apply(problem.J, problem.tissue, problem.voxel)[:, :, problem.tissue].flatten(1)
+    return spread, (spread @ problem.flat.T).double()
 
 
 def back_projection(problem: Linear) -> Tensor:

@@ -7,7 +7,7 @@ projected out, so that no factor on the readings changes anything behind this mo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -23,8 +23,8 @@ class Readings:
     """Sources (S, 3) and detectors (K, 3), mm, fp64; pairs (M, 2), 0-based; log-amplitude, phase (rad) (M,); sd (M, 2).
 
     The phase grows with the way and may be wrapped. `gain`: what is unknown of amplitude and phase, one factor of the
-    instrument, one of every optode, or nothing. Raises ValueError for shapes that do not fit and values that are not
-    finite.
+    instrument, one of every optode, or nothing; `model_error`: an sd of all rows beside `sigma`. Raises ValueError for
+    shapes that do not fit and values that are not finite.
     """
 
     sources: Tensor
@@ -36,6 +36,7 @@ class Readings:
     frequency: float
     n: float = 1.33
     gain: Gain = "global"
+    model_error: float = MODEL_ERROR
 
     def __post_init__(self):
         m = len(self.pairs)
@@ -58,7 +59,7 @@ class Readings:
     @cached_property
     def weight(self) -> Tensor:
         """What whitens each row (2M,): one over the sd of noise and model error together."""
-        return 1 / torch.hypot(self.sigma, torch.full_like(self.sigma, MODEL_ERROR)).T.flatten()
+        return 1 / torch.hypot(self.sigma, torch.full_like(self.sigma, self.model_error)).T.flatten()
 
     @cached_property
     def gains(self) -> Tensor:
@@ -95,7 +96,7 @@ class Readings:
     def take(self, chosen: Tensor) -> Readings:
         """The same with some of the pairs."""
         parts = {name: getattr(self, name)[chosen] for name in ("pairs", "log_amplitude", "phase", "sigma")}
-        return Readings(self.sources, self.detectors, **parts, frequency=self.frequency, n=self.n, gain=self.gain)
+        return replace(self, **parts)
 
 
 def rows(derivatives: Tensor, phi: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ import pandas as pd
 
 from ..metrics_regions import LEAST_CONTRAST
 from ..reconstruction_judgement import BEST, ENSEMBLE, FITTED, SHUFFLED
+from ..reconstruction_limits import NOISE, TISSUE
 from ..reconstruction_records import TRUTH
 from ..reconstruction_sets import FRESH, HOME
-from ..reconstructions import CONTROL, NETWORK, SHORT_CONTROL
+from ..reconstructions import CONTROL, EVERYWHERE, NETWORK, SHORT_CONTROL
 from ..stats import Interval, wilson
 from .inverse import GAUSS_NEWTON, asking, chosen, methods
 from .measured import over_seeds, text
@@ -29,6 +30,8 @@ NEAR, SHARES = (
 SEEN = 0.05  # contrast of a prediction below which it places nothing
 DEEP = 0.70  # crc asked for within NEAR
 COUNTED = "inclusions"
+TOLD = 0.5  # sd of crc up to which readings tell a contrast from none, at two sd
+REACHED = (GAUSS_NEWTON, *EVERYWHERE)
 
 
 def facts(record, on: str = HOME) -> pd.DataFrame:
@@ -76,6 +79,34 @@ def binned_table(found: pd.DataFrame) -> pd.DataFrame:
     cells = found.assign(cell=[text(Interval(r.median, r.low, r.high, r.seeds)) for r in found.itertuples()])
     wide = cells.pivot(index="method", columns="bin", values="cell").reindex(found["method"].unique())[counts.index]
     return wide.rename(columns=lambda name: f"{name} (n = {counts[name]})").rename_axis(columns=None).reset_index()
+
+
+def limits(record) -> pd.DataFrame:
+    """What the readings tell of mua's contrast by distance: the least sd of crc, beside the crc that is reached.
+
+    Columns distance, inclusions, the medians of the least sd by noise alone and in an unknown tissue, the share of
+    inclusions whose sd there is below `TOLD`, and the median crc of each method of `REACHED`.
+    """
+    known, (edges, heading), out = facts(record), BINS["distance"], []
+    bounds = chosen(record, TRUTH, HOME, TISSUE)
+    if bounds.empty:
+        return pd.DataFrame()
+    keys = ["phantom", "inclusion"]
+    for name in (NOISE, TISSUE):
+        rows = chosen(record, TRUTH, HOME, name)[[*keys, "value"]]
+        known = known.merge(rows.rename(columns={"value": name}), on=keys)
+    reached = {arm: binned(record, "distance").query("method == @arm") for arm in REACHED if arm in methods(record)}
+    for low, high in itertools.pairwise(edges):
+        part = known[
+            (known["distance"] >= low) & (known["distance"] < high) & known["contrast"].abs().ge(LEAST_CONTRAST)
+        ]
+        row = {heading: _named(low, high, edges), COUNTED: len(part), "noise alone": part[NOISE].median()}
+        row |= {"tissue unknown": part[TISSUE].median(), f"below {TOLD:g}, share": (part[TISSUE] < TOLD).mean()}
+        for arm, rows in reached.items():
+            one = rows[rows["bin"] == _named(low, high, edges)].iloc[0]
+            row[f"crc, {arm}"] = text(Interval(one["median"], one["low"], one["high"], one["seeds"]))
+        out.append(row)
+    return pd.DataFrame(out)
 
 
 def near(record, arm: str) -> Interval:
