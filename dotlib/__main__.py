@@ -218,8 +218,11 @@ def _judge_reconstructions(arguments: argparse.Namespace) -> None:
     finished = {key: run for key, run in wanted.items() if run.infra.status() == "completed"}
     for arm, seed in [key for key in wanted if key not in finished]:
         print(f"missing: {arm}, seed {seed}")
-    names = arguments.sets and {reconstruction_sets.HOME, *arguments.sets}
-    found = judgement.judged(finished, arguments.profile, reconstruction_tuning.recorded(), names)
+    given = finished, arguments.profile, reconstruction_tuning.recorded()
+    if arguments.sets:
+        found = judgement.judged(*given, {reconstruction_sets.HOME, *arguments.sets})
+    else:
+        found = judgement.everywhere(*given, home / "runs")
     print(f"{len(finished)} of {len(wanted)} runs judged, on {found.values['set'].nunique()} sets")
     if arguments.record:
         folder = home / "results" / judgement.NAME

@@ -137,8 +137,9 @@ FLOORS = {
     "reconstruction_times": (4, "reconstruction_sets", "reconstruction_tuning"),
     "reconstruction_judgement": (
         4,
-        "reconstruction_records",
+        "judgement",
         "reconstruction_limits",
+        "reconstruction_records",
         "reconstruction_scores",
         "reconstruction_sets",
         "reconstruction_times",

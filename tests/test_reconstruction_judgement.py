@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from judged import errors, judged, places
 from seen import BASE, MUA, MUSP, made_up, table
 
 from dotlib import arms, checkpoint, config, evaluation, machine, reconstruction_records, reconstruction_times
@@ -384,6 +385,26 @@ def test_notebook_judges_at_home_alone(sets, finished, monkeypatch):
     assert found.times["step"].tolist() == [HOME]
 
 
+def test_what_is_judged_on_every_set_is_kept_by_weights_and_settings(monkeypatch, tmp_path):
+    asked, weights = [], {"reconstruct 0": "a", "reconstruct 1": "b"}
+    finished = {(NETWORK, seed): Made(NETWORK, seed) for seed in (0, 1)}
+    settings = {"tikhonov": (0.5, 8.0)}
+
+    def judge(*given):
+        asked.append(given)
+        return judged(errors(NETWORK, [[0.2], [0.3]]), places(contrast=[[1.0]]), profile="smoke")
+
+    monkeypatch.setattr(judgement, "judged", judge)
+    monkeypatch.setattr(judgement, "weights_of", lambda run: weights[run.asked])
+    first, again = (judgement.everywhere(finished, "smoke", settings, tmp_path) for _ in range(2))
+    assert asked == [(finished, "smoke", settings)] and first.source == again.source == "runs/"
+    pd.testing.assert_frame_equal(first.values, again.values)
+    judgement.everywhere(finished, "smoke", {"tikhonov": (0.5, 7.0)}, tmp_path)
+    weights["reconstruct 1"] = "c"
+    judgement.everywhere(finished, "smoke", settings, tmp_path)
+    assert len(asked) == 3 and len(list((tmp_path / "judged").iterdir())) == 3
+
+
 @pytest.mark.parametrize("states", [("completed", "completed"), ("completed", "not submitted")])
 def test_evidence_is_of_the_store_where_all_is_done_else_of_the_record(monkeypatch, tmp_path, states):
     wanted = {
@@ -392,11 +413,11 @@ def test_evidence_is_of_the_store_where_all_is_done_else_of_the_record(monkeypat
     }
     monkeypatch.setattr(judgement, "members", lambda profile, store: wanted)
     monkeypatch.setattr(judgement.reconstruction_tuning, "recorded", lambda: "settings")
-    monkeypatch.setattr(judgement, "judged", lambda *arguments: arguments)
+    monkeypatch.setattr(judgement, "everywhere", lambda *arguments: arguments)
     monkeypatch.setattr(judgement, "load", lambda folder: folder)
     found = judgement.evidence("smoke", None, tmp_path)
     if states[1] == "completed":
-        assert found == (wanted, "smoke", "settings")
+        assert found == (wanted, "smoke", "settings", None)
     else:
         assert found is None
         (tmp_path / judgement.NAME).mkdir()
