@@ -214,7 +214,7 @@ def _judge_reconstructions(arguments: argparse.Namespace) -> None:
     home, every = root(), reconstruction_sets.views(profile(arguments.profile).base.data)
     for name in arguments.sets or ():
         named("set", every, name)
-    wanted = judgement.members(arguments.profile, home / "runs")
+    wanted = judgement.members(arguments.profile, 0, home / "runs")
     finished = {key: run for key, run in wanted.items() if run.infra.status() == "completed"}
     for arm, seed in [key for key in wanted if key not in finished]:
         print(f"missing: {arm}, seed {seed}")

@@ -134,9 +134,9 @@ def shuffled(shown: Tensor) -> Tensor:
     return other
 
 
-def members(profile: str, store: Path) -> dict[Key, study.Run]:
-    """The runs that are judged, by (arm, seed)."""
-    return {key: run for name in STUDIES for key, run in study.members(name, profile, 0, store).items()}
+def members(profile: str, seeds: int, store: Path) -> dict[Key, study.Run]:
+    """The runs that are judged, by (arm, seed); 0 seeds: each study's own number."""
+    return {key: run for name in STUDIES for key, run in study.members(name, profile, seeds, store).items()}
 
 
 def judged(
@@ -201,28 +201,28 @@ def everywhere(
     return replace(load(folder), source="runs/")
 
 
-def evidence(profile: str, store: Path, folder: Path) -> Reconstructed | None:
+def evidence(profile: str, seeds: int, store: Path, folder: Path) -> Reconstructed | None:
     """All judged runs: from the run store where every study is complete; else computed, full on a GPU; else from
     `folder`; else None."""
     try:
-        wanted = members(profile, store)
+        wanted = members(profile, seeds, store)
     except ConfigError:
         wanted = {}  # an arm does not fit this profile
     if profile == "full" and torch.cuda.is_available():
         for name in STUDIES:
-            study.results(name, profile, 0, store)
+            study.results(name, profile, seeds, store)
     if wanted and all(run.infra.status() == "completed" for run in wanted.values()):
         return everywhere(wanted, profile, reconstruction_tuning.recorded(), store)
     return load(folder / NAME) if (folder / NAME).is_dir() else None
 
 
-def shown(profile: str, store: Path) -> Reconstructed | None:
+def shown(profile: str, seeds: int, store: Path) -> Reconstructed | None:
     """The runs that a notebook trains itself, at home alone, beside Tikhonov as lifted; None where it cannot: the full
     profile without a GPU."""
     try:
         for name in QUICK:
-            study.results(name, profile, 0, store)
+            study.results(name, profile, seeds, store)
     except ConfigError:
         return None
-    runs = {key: run for name in QUICK for key, run in study.members(name, profile, 0, store).items()}
+    runs = {key: run for name in QUICK for key, run in study.members(name, profile, seeds, store).items()}
     return judged(runs, profile, {}, {HOME})

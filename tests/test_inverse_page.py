@@ -98,8 +98,8 @@ def executed(monkeypatch, root, here, evidence):
     shown = []
     monkeypatch.setattr(config, "root", lambda: root)
     monkeypatch.setattr(reconstruction_tuning, "load", lambda folder: (tuned(), "quick"))
-    monkeypatch.setattr(reconstruction_judgement, "shown", lambda profile, store: here)
-    monkeypatch.setattr(reconstruction_judgement, "evidence", lambda profile, store, folder: evidence)
+    monkeypatch.setattr(reconstruction_judgement, "shown", lambda profile, seeds, store: here)
+    monkeypatch.setattr(reconstruction_judgement, "evidence", lambda profile, seeds, store, folder: evidence)
     monkeypatch.setattr(inverse_picture, "beside", picture)
     monkeypatch.setenv("DOTLIB_PROFILE", "smoke")
     variables = {"display": lambda *things: shown.extend(things)}

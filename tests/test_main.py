@@ -385,7 +385,7 @@ def test_reconstructions_are_judged_on_the_sets_that_are_named_and_join_the_reco
         asked.append((list(finished), settings, names))
         return judged(*(errors(arm, [0.2, 0.3]) for arm in (*next(arms_of), "truth")), profile=profile)
 
-    monkeypatch.setattr(reconstruction_judgement, "members", lambda profile, store: wanted)
+    monkeypatch.setattr(reconstruction_judgement, "members", lambda profile, seeds, store: wanted)
     monkeypatch.setattr(reconstruction_judgement, "judged", judge)
     monkeypatch.setattr(reconstruction_judgement, "everywhere", lambda *given: judge(*given[:3]))
     monkeypatch.setattr(reconstruction_tuning, "recorded", lambda: "settings")

@@ -378,7 +378,7 @@ def test_notebook_judges_at_home_alone(sets, finished, monkeypatch):
     computed = []
     monkeypatch.setattr(judgement.study, "members", lambda name, *a: {k: r for k, r in finished.items() if k[1] == 0})
     monkeypatch.setattr(judgement.study, "results", lambda name, *a: computed.append(name))
-    found = judgement.shown("smoke", None)
+    found = judgement.shown("smoke", 0, None)
     assert sets == [HOME] and set(found.values["set"]) == {HOME}
     assert computed == ["4.6-shown", "4.6-control"]
     assert found.lesions.empty and found.lesions.columns.tolist() == LESIONS
@@ -411,17 +411,17 @@ def test_evidence_is_of_the_store_where_all_is_done_else_of_the_record(monkeypat
         (NETWORK, i): types.SimpleNamespace(infra=types.SimpleNamespace(status=lambda s=s: s))
         for i, s in enumerate(states)
     }
-    monkeypatch.setattr(judgement, "members", lambda profile, store: wanted)
+    monkeypatch.setattr(judgement, "members", lambda profile, seeds, store: wanted)
     monkeypatch.setattr(judgement.reconstruction_tuning, "recorded", lambda: "settings")
     monkeypatch.setattr(judgement, "everywhere", lambda *arguments: arguments)
     monkeypatch.setattr(judgement, "load", lambda folder: folder)
-    found = judgement.evidence("smoke", None, tmp_path)
+    found = judgement.evidence("smoke", 0, None, tmp_path)
     if states[1] == "completed":
         assert found == (wanted, "smoke", "settings", None)
     else:
         assert found is None
         (tmp_path / judgement.NAME).mkdir()
-        assert judgement.evidence("smoke", None, tmp_path) == tmp_path / judgement.NAME
+        assert judgement.evidence("smoke", 0, None, tmp_path) == tmp_path / judgement.NAME
 
 
 class Saved(Made):
@@ -510,6 +510,6 @@ def test_median_of_three_times_is_the_middle_one(lit, judge, monkeypatch):
 def test_members_are_the_runs_of_every_study(monkeypatch):
     asked = []
     monkeypatch.setattr(judgement.study, "members", lambda *a: asked.append(a) or {(a[0], 0): a[1]})
-    found = judgement.members("quick", "store")
+    found = judgement.members("quick", 0, "store")
     assert asked == [(name, "quick", 0, "store") for name in judgement.STUDIES]
     assert set(found) == {(name, 0) for name in judgement.STUDIES}
