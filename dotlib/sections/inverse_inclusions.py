@@ -87,19 +87,13 @@ def limits(record) -> pd.DataFrame:
     Columns distance, inclusions, the medians of the least sd by noise alone and in an unknown tissue, the share of
     inclusions whose sd there is below `TOLD`, and the median crc of each method of `REACHED`.
     """
-    known, (edges, heading), out = facts(record), BINS["distance"], []
-    bounds = chosen(record, TRUTH, HOME, TISSUE)
-    if bounds.empty:
+    known = _told(record)
+    if known.empty:
         return pd.DataFrame()
-    keys = ["phantom", "inclusion"]
-    for name in (NOISE, TISSUE):
-        rows = chosen(record, TRUTH, HOME, name)[[*keys, "value"]]
-        known = known.merge(rows.rename(columns={"value": name}), on=keys)
+    (edges, heading), out = BINS["distance"], []
     reached = {arm: binned(record, "distance").query("method == @arm") for arm in REACHED if arm in methods(record)}
     for low, high in itertools.pairwise(edges):
-        part = known[
-            (known["distance"] >= low) & (known["distance"] < high) & known["contrast"].abs().ge(LEAST_CONTRAST)
-        ]
+        part = known[(known["distance"] >= low) & (known["distance"] < high)]
         row = {heading: _named(low, high, edges), COUNTED: len(part), "noise alone": part[NOISE].median()}
         row |= {"tissue unknown": part[TISSUE].median(), f"below {TOLD:g}, share": (part[TISSUE] < TOLD).mean()}
         for arm, rows in reached.items():
@@ -107,6 +101,15 @@ def limits(record) -> pd.DataFrame:
             row[f"crc, {arm}"] = text(Interval(one["median"], one["low"], one["high"], one["seeds"]))
         out.append(row)
     return pd.DataFrame(out)
+
+
+def _told(record) -> pd.DataFrame:
+    """`facts` of the inclusions with a contrast of mua, with both least sd; no rows where they were not computed."""
+    known, keys = facts(record), ["phantom", "inclusion"]
+    for name in (NOISE, TISSUE):
+        rows = chosen(record, TRUTH, HOME, name)[[*keys, "value"]]
+        known = known.merge(rows.rename(columns={"value": name}), on=keys)
+    return known[known["contrast"].abs() >= LEAST_CONTRAST]
 
 
 def near(record, arm: str) -> Interval:
@@ -196,6 +199,9 @@ def targets(record, arm: str = NETWORK) -> pd.DataFrame:
                    (DEEP, np.inf))]  # fmt: skip
     beside = text(near(record, GAUSS_NEWTON)) if GAUSS_NEWTON in methods(record) else "--"
     rows[0]["found"] += f"; {GAUSS_NEWTON}: {beside}"
+    known = _told(record)
+    told = known[known["distance"] < NEAR][TISSUE] < TOLD
+    rows[0]["found"] += f"; readings tell {told.sum()} of {len(told)}" if len(told) else ""
     placed = localised(record)
     for part, (_, limit) in SHARES.items():
         mine = placed[(placed["method"] == arm) & (placed["part"] == part)]
