@@ -92,10 +92,9 @@ def by_pairs(fit: homogeneous.Fit, pairs: Tensor, at_once: int = 64) -> Tensor:
 
 def among_voxels(problem: Linear, prior: lift.Prior) -> Tensor:
     """(J^T J + C^-1)^-1 J^T y: a dense system of the unknowns, twice the voxels, fp64."""
-    size = int(problem.tissue.sum())
-    unit = torch.zeros(2 * size, 2, *problem.tissue.shape, dtype=torch.float64)
-    unit[:, :, problem.tissue] = torch.eye(2 * size, dtype=torch.float64).unflatten(1, (2, -1))
-    covariance = prior.apply(unit, problem.tissue, problem.voxel)[:, :, problem.tissue].flatten(1)
+    size = problem.J.shape[-1]
+    unit = torch.eye(2 * size, dtype=torch.float64).unflatten(1, (2, -1))
+    covariance = prior.apply(unit, problem.tissue, problem.voxel).flatten(1)
     covariance.diagonal().add_(1e-6)
     J, y = problem.flat.double(), problem.left.double()
     return torch.linalg.solve(J.T @ J + torch.linalg.inv(covariance), J.T @ y)

@@ -60,7 +60,7 @@ def least_sd(problem: Linear, shapes: Tensor, around: Prior | None = None) -> Te
 
     `around`: the tissue, which is known without it.
     """
-    columns = torch.einsum("mcxyz,kxyz->kmc", problem.J.double(), shapes.double())
+    columns = torch.einsum("mcv,kv->kmc", problem.J.double(), shapes[:, problem.tissue].double())
     if around is not None:
         _, gram = lift.covariance(problem, around)
         factor = torch.linalg.cholesky(gram + torch.eye(len(gram), dtype=gram.dtype))

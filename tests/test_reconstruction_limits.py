@@ -19,7 +19,7 @@ def problem():
     chance = torch.Generator().manual_seed(5)
     tissue = torch.ones(GRID, GRID, GRID, dtype=torch.bool)
     tissue[0, 0, 0] = False
-    J = torch.randn(ROWS, 2, GRID, GRID, GRID, generator=chance, dtype=torch.float64) * tissue
+    J = torch.randn(ROWS, 2, int(tissue.sum()), generator=chance, dtype=torch.float64)
     nothing = torch.zeros(ROWS, dtype=torch.float64)
     return Linear(J, nothing, tissue.double(), tissue, torch.tensor([0.01, 1.0]), VOXEL)
 
@@ -37,7 +37,7 @@ def test_sd_of_noise_is_that_of_the_best_estimate(problem, shapes):
     """Least squares of drawn readings, by numpy: 4,000 of them."""
     rng, bound = np.random.default_rng(0), least_sd(problem, shapes).numpy()
     for k, shape in enumerate(shapes):
-        columns = (problem.J * shape).sum((-3, -2, -1)).numpy()
+        columns = (problem.J @ shape[problem.tissue]).numpy()
         drawn = columns @ np.array([0.3, 0.2]) + rng.standard_normal((4000, ROWS))
         found = np.linalg.lstsq(columns, drawn.T, rcond=None)[0][0]
         assert found.mean() == pytest.approx(0.3, abs=4 * bound[k] / np.sqrt(4000))
@@ -48,9 +48,9 @@ def test_sd_in_a_tissue_is_that_of_the_joint_posterior(problem, shapes):
     """Contrasts without a prior and every voxel with its own, together, in the space of the unknowns."""
     prior = Prior(length=3.0, sd=(0.2, 0.1), constant=0.3)
     C = dense(prior, problem.tissue, VOXEL)
-    J = problem.J[:, :, problem.tissue].flatten(1).numpy()
+    J = problem.flat.numpy()
     for shape, bound in zip(shapes, least_sd(problem, shapes, prior), strict=True):
-        columns = (problem.J * shape).sum((-3, -2, -1)).numpy()
+        columns = (problem.J @ shape[problem.tissue]).numpy()
         every = np.hstack([columns, J])
         precision = every.T @ every
         precision[2:, 2:] += np.linalg.inv(C)

@@ -125,9 +125,10 @@ class Lifts:
         pairs, which = torch.cat([one.pairs for one in draws]).unique(dim=0, return_inverse=True)
         phi, J = jacobian.jacobian(fit.system, fit.light, pairs, LIFTED, dtype=torch.complex64)
         tissue, out = lift.occupied(place.cells, LIFTED), []
+        J = J[:, :, tissue]
         for one, rows in zip(draws, which.split([len(one.pairs) for one in draws]), strict=True):
-            by_log = rytov.rows(J[rows], phi[rows]) * fit.at.float().view(2, 1, 1, 1)
-            own = homogeneous.refit(one, fit, phi[rows], by_log.flatten(2).sum(2).double())
+            by_log = rytov.rows(J[rows], phi[rows]) * fit.at.float()[:, None]
+            own = homogeneous.refit(one, fit, phi[rows], by_log.sum(2).double())
             left = one.difference(own.phi) - own.slopes @ own.step
             out.append(_linear(self.lift.kind, lift.linear(one, by_log, left, own.values, tissue, place.cube / LIFTED)))
         return out

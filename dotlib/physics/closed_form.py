@@ -55,9 +55,7 @@ def linearise(surface: Surface, readings: Readings, cube: float, grid: int = 16)
     device, voxel = readings.pairs.device, cube / grid
     places = geometry.centres(torch.arange(grid**3, device=device), grid, voxel)
     tissue = surface(places, 0.0)[0] < voxel / 2
-    by_log = torch.zeros(2 * len(phi), 2, grid**3, device=device)
-    by_log[:, :, tissue] = rows(_derivatives(surface, readings, values, places[tissue], voxel), phi).float()
-    by_log = by_log.unflatten(2, (grid, grid, grid)) * values.float().view(2, 1, 1, 1)
+    by_log = rows(_derivatives(surface, readings, values, places[tissue], voxel), phi) * values.float()[:, None]
     return lift.linear(readings, by_log, readings.difference(phi), values, tissue.view(grid, grid, grid), voxel)
 
 
@@ -76,13 +74,13 @@ def _derivatives(surface: Surface, readings: Readings, values: Tensor, places: T
     (phi, phi_slope), (psi, psi_slope) = out
     s, d = readings.pairs.T
     by_mua = -(phi[s] * psi[d]) * voxel**3
-    by_musp = 3 * D**2 * voxel**3 * (phi_slope[s] * psi_slope[d]).sum(-1)
+    by_musp = 3 * D**2 * voxel**3 * sum(a[s] * b[d] for a, b in zip(phi_slope, psi_slope, strict=True))
     return torch.stack([by_mua + by_musp, by_musp], 1)
 
 
 def _point(places: Tensor, points: Tensor, k: complex, D: float, voxel: float) -> tuple[Tensor, Tensor]:
-    """Fluence (O, V) and its gradient (O, V, 3) of point sources in an infinite medium, no nearer than half a voxel."""
-    way = (places - points[:, None]).float()
-    r = way.norm(dim=-1).clamp_min(voxel / 2)
-    phi = torch.exp(-k * r) / (4 * torch.pi * D * r)
-    return phi, (-phi * (k + 1 / r) / r)[..., None] * way
+    """Fluence (O, V) and its gradient (3, O, V) of point sources in an infinite medium, no nearer than half a voxel."""
+    way = (places.T[:, None] - points.T[:, :, None]).float()
+    r = way.norm(dim=0).clamp_min(voxel / 2)
+    phi = torch.polar(torch.exp(-k.real * r) / (4 * torch.pi * D * r), -k.imag * r)
+    return phi, (-phi * (k + 1 / r) / r) * way

@@ -152,9 +152,8 @@ def reconstruct(
 
     def linearised(point: Point) -> Linear:
         phi, J = jacobian.jacobian(point.light.system, point.light, readings.pairs, grid, dtype=torch.complex64)
-        scale = J.real.new_zeros(2, grid, grid, grid)
-        scale[:, tissue] = (fit.values[:, None] * point.x.double().exp()).to(scale.dtype)
-        return lift.linear(readings, rows(J, phi) * scale, point.data, fit.values, tissue, penalty.voxel)
+        scale = (fit.values[:, None] * point.x.double().exp()).to(J.real.dtype)
+        return lift.linear(readings, rows(J[:, :, tissue], phi) * scale, point.data, fit.values, tissue, penalty.voxel)
 
     zero = torch.zeros(2, int(tissue.sum()), device=tissue.device)
     point = at(zero, zero)
@@ -175,6 +174,4 @@ def reconstruct(
         way.append((point.objective, point.misfit))
         if report:
             report(len(way) - 2, *way[-1])
-    volume = zero.new_zeros(2, *tissue.shape)
-    volume[:, tissue] = point.x
-    return Solution(volume, fit.values, *map(tuple, zip(*way, strict=True)), converged)
+    return Solution(lift.scattered(point.x, tissue), fit.values, *map(tuple, zip(*way, strict=True)), converged)

@@ -7,9 +7,9 @@ with covariance C; data y = J x + noise, whitened. Solved in measurement space: 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,22 +38,27 @@ class Prior:
         return torch.tensor([[a * a, self.correlation * a * b], [self.correlation * a * b, b * b]])
 
     def apply(self, x: Tensor, tissue: Tensor, voxel: float) -> Tensor:
-        """C x for x (..., 2, g, g, g) on the coarse voxels in `tissue` (g, g, g), which are `voxel` mm wide."""
-        place = torch.arange(tissue.shape[-1], device=x.device) * voxel
-        kernel = torch.exp(-0.5 * ((place[:, None] - place) / self.length).square()).to(x.dtype)
-        x = x * tissue
-        smooth = kernel @ (x @ kernel)
-        smooth = (kernel @ smooth.flatten(-2)).unflatten(-1, smooth.shape[-2:])
-        smooth = smooth + self.constant**2 * x.sum((-3, -2, -1), keepdim=True)
-        return torch.einsum("cd,...dxyz->...cxyz", self.channels.to(x), smooth) * tissue
+        """C x for x (..., 2, V) in the voxels that hold tissue, (g, g, g), which are `voxel` mm wide."""
+        places = tissue.nonzero()
+        places = places - places.amin(0)
+        box = (places.amax(0) + 1).tolist()  # no larger than the tissue
+        where = (places[:, 0] * box[1] + places[:, 1]) * box[2] + places[:, 2]
+        step = torch.arange(max(box), device=x.device) * voxel
+        kernel = torch.exp(-0.5 * ((step[:, None] - step) / self.length).square()).to(x.dtype)
+        a, b, c = (kernel[:n, :n] for n in box)
+        rows = x.reshape(-1, len(where))
+        smooth = rows.new_zeros(len(rows), math.prod(box)).index_copy_(1, where, rows).unflatten(1, box)
+        smooth = a @ (b @ (smooth @ c)).flatten(-2)
+        smooth = smooth.flatten(1).index_select(1, where) + self.constant**2 * rows.sum(1, keepdim=True)
+        return torch.einsum("cd,...dv->...cv", self.channels.to(x), smooth.view(x.shape))
 
 
 @dataclass(frozen=True)
 class Linear:
-    """One object's readings linearised about a medium: whitened J (2M, 2, g, g, g) by x, and what is left of the data.
+    """One object's readings linearised about a medium: whitened J (2M, 2, V) by x, and what is left of the data.
 
     `left` (2M,) whitened Rytov data; `sensitivity` (g, g, g): norm of the whitened column of ln mua, with gains known;
-    `tissue` (g, g, g) bool; `values` (2,) mua0, musp0 that x refers to; `voxel` mm.
+    `tissue` (g, g, g) bool, which holds the V voxels; `values` (2,) mua0, musp0 that x refers to; `voxel` mm.
     """
 
     J: Tensor
@@ -63,25 +68,26 @@ class Linear:
     values: Tensor
     voxel: float
 
-    @cached_property
+    @property
     def flat(self) -> Tensor:
-        """J of the voxels that hold tissue, (2M, 2 V)."""
-        return self.J[:, :, self.tissue].flatten(1)
+        """J as a matrix, (2M, 2 V)."""
+        return self.J.flatten(1)
 
 
 def linearise(scene: Scene, fit: Fit, grid: int = 16, dtype: torch.dtype = torch.complex64) -> Linear:
     """About the fit's medium, on `grid`^3 voxels; x and the data then refer to the fit's own values."""
     readings = scene.readings
     phi, J = jacobian.jacobian(fit.system, fit.light, readings.pairs, grid, dtype=dtype)
-    by_log = rows(J, phi) * fit.at.to(J.real.dtype).view(2, 1, 1, 1)
+    tissue = occupied(scene.cells, grid)
+    by_log = rows(J[:, :, tissue], phi) * fit.at.to(J.real.dtype)[:, None]
     left = readings.difference(phi) - fit.slopes @ fit.step
-    return linear(readings, by_log, left, fit.values, occupied(scene.cells, grid), scene.cube / grid)
+    return linear(readings, by_log, left, fit.values, tissue, scene.cube / grid)
 
 
 def linear(readings: Readings, by_log: Tensor, left: Tensor, values: Tensor, tissue: Tensor, voxel: float) -> Linear:
-    """From derivatives (2M, 2, g, g, g) by x and data (2M,), neither of them whitened."""
-    weighted = readings.weight.to(by_log.dtype).view(-1, 1, 1, 1) * by_log[:, 0]
-    sensitivity = weighted.square().sum(0).sqrt()
+    """From derivatives (2M, 2, V) by x and data (2M,), neither of them whitened."""
+    weighted = readings.weight.to(by_log.dtype)[:, None] * by_log[:, 0]
+    sensitivity = scattered(weighted.square().sum(0).sqrt(), tissue)
     return Linear(readings.white(by_log), readings.white(left).to(by_log.dtype), sensitivity, tissue, values, voxel)
 
 
@@ -96,12 +102,16 @@ def coarse(cells: Cells, grid: int) -> Tensor:
     return (i * grid + j) * grid + k
 
 
+def scattered(x: Tensor, tissue: Tensor) -> Tensor:
+    """Values (..., V) in the voxels that hold tissue, (..., g, g, g), zero elsewhere."""
+    out = x.new_zeros(*x.shape[:-1], tissue.numel())
+    return out.index_copy_(-1, tissue.flatten().nonzero()[:, 0], x).unflatten(-1, tissue.shape)
+
+
 def solve(problem: Linear, prior: Prior, lambdas: Sequence[float] = LAMBDAS) -> Tensor:
     """x (L, 2, g, g, g) for each regularisation."""
     spread, weights = duals(problem, prior, lambdas)
-    x = problem.J.new_zeros(len(lambdas), 2, *problem.tissue.shape)
-    x[:, :, problem.tissue] = (torch.stack(weights) @ spread).unflatten(1, (2, -1))
-    return x
+    return scattered((torch.stack(weights) @ spread).unflatten(1, (2, -1)), problem.tissue)
 
 
 def duals(
@@ -121,14 +131,14 @@ def duals(
 
 def covariance(problem: Linear, prior: Prior) -> tuple[Tensor, Tensor]:
     """J C (2M, 2 V), and J C J^T (2M, 2M) in fp64: what the prior's tissue does to the whitened readings."""
-    spread = prior.apply(problem.J, problem.tissue, problem.voxel)[:, :, problem.tissue].flatten(1)
+    spread = prior.apply(problem.J, problem.tissue, problem.voxel).flatten(1)
     return spread, (spread @ problem.flat.T).double()
 
 
 def back_projection(problem: Linear) -> Tensor:
     """J^T y over the squared sensitivity, (2, g, g, g): what needs no solution."""
     size = problem.J.square().sum(0)
-    return torch.einsum("m,mcxyz->cxyz", problem.left, problem.J) / (size + 1)
+    return scattered(torch.einsum("m,mcv->cv", problem.left, problem.J) / (size + 1), problem.tissue)
 
 
 def channels(problem: Linear, x: Tensor) -> Tensor:
