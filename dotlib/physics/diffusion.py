@@ -26,6 +26,7 @@ from .ssor import Ssor
 TOLERANCE = 1e-11
 PRECISE = 1e-12  # of the residual in fp64
 MOST = 500  # iterations
+RESTARTS = 2  # of columns that stall
 INNER = 1e-6  # of a correction to an fp64 residual
 OUTER = 3  # such corrections, at most
 OUTSIDE = 1.2  # in A D: a cell's centre counts as no farther outside, where 2 A would turn the wall's sign
@@ -194,6 +195,14 @@ def solve(
 def _converged(solver, systems, columns, precise: bool, report, first: int = 0) -> list[Tensor]:
     tolerance = INNER if precise else TOLERANCE
     fields, reached, done = solver.solve(columns, tolerance, MOST)
+    for _ in range(RESTARTS):
+        if max(reached) <= tolerance:
+            break
+        # the unconjugated products of a column may vanish on the way: another start has others
+        starts = [_usable(system, b, x) for system, b, x in zip(systems, columns, fields, strict=True)]
+        left = [b - system.apply(x) for system, b, x in zip(systems, columns, starts, strict=True)]
+        more, reached, again = solver.solve(left, tolerance, MOST)
+        fields, done = [x + dx for x, dx in zip(starts, more, strict=True)], done + again
     _accept(reached, tolerance, done, first)
     for _ in range(OUTER + 1 if precise else 0):
         left = [b - system.apply(x) for system, b, x in zip(systems, columns, fields, strict=True)]
@@ -209,6 +218,12 @@ def _converged(solver, systems, columns, precise: bool, report, first: int = 0) 
         for index, residual in enumerate(reached, first):
             report(index, residual, done)
     return fields
+
+
+def _usable(system: System, b: Tensor, x: Tensor) -> Tensor:
+    """The columns of x that are nearer to a solution than zero is, and zero in the place of the others."""
+    near = (b - system.apply(x)).norm(dim=0) < b.norm(dim=0)
+    return torch.where(near, x, torch.zeros_like(x))
 
 
 def _accept(reached: Sequence[float], tolerance: float, done: int, first: int) -> None:

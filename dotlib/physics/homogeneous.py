@@ -23,6 +23,7 @@ MOST = 8  # solutions
 CLOSE = 0.1  # of ln mua, ln musp: a last step below it is taken without another solution
 LARGEST = 0.7  # a step's
 DAMPED = 2  # solutions, after which steps are halved: what tumours leave of the misfit makes whole ones swing
+FLAT = 0.01  # share of the misfit that a step may still promise where steps swing and lead nowhere
 BOUNDS = ((1e-4, 0.2), (0.1, 10.0))  # mm^-1, of mua and musp
 
 
@@ -83,11 +84,13 @@ class Fit:
 def fit(scenes: Sequence[Scene], start: Sequence[float] = START) -> list[Fit]:
     """Fit mua and musp to each object's readings, gains left free: Gauss-Newton in their logarithms.
 
-    All objects' fields are solved together. Raises FitError where values leave what tissue can have, or do not settle;
-    and what `diffusion` raises.
+    All objects' fields are solved together. Where steps go on swinging, for what tumours leave of the misfit, the
+    medium of least misfit counts, if no step promises more than a hundredth of it. Raises FitError where values leave
+    what tissue can have, or do not settle; and what `diffusion` raises.
     """
     where = [torch.tensor(start, dtype=torch.float64, device=s.cells.index.device).log() for s in scenes]
     found: list[Fit | None] = [None] * len(scenes)
+    best: list[tuple[float, Fit] | None] = [None] * len(scenes)  # by the misfit of the medium itself
     for count in range(MOST):
         open_ = [i for i, one in enumerate(found) if one is None]
         systems = [scenes[i].system(where[i].exp()) for i in open_]
@@ -99,11 +102,17 @@ def fit(scenes: Sequence[Scene], start: Sequence[float] = START) -> list[Fit]:
             _require_tissue(i, one.values)
             if one.step.abs().max() <= CLOSE:
                 found[i] = one
+            misfit = scenes[i].readings.white(scenes[i].readings.difference(one.phi)).square().mean().sqrt().item()
+            if best[i] is None or misfit < best[i][0]:
+                best[i] = misfit, one
             where[i] = where[i] + (1.0 if count < DAMPED else 0.5) * one.step.clamp(-LARGEST, LARGEST)
         if all(found):
             return found
-    late = found.index(None)
-    raise FitError(late, f"mua and musp still move after {MOST} solutions; are these readings of this surface?")
+    for i in [i for i, one in enumerate(found) if one is None]:
+        misfit, found[i] = best[i]
+        if found[i].misfit < (1 - FLAT) * misfit:
+            raise FitError(i, f"mua and musp still move after {MOST} solutions; are these readings of this surface?")
+    return found
 
 
 def refit(readings: Readings, near: Fit, phi: Tensor, slopes: Tensor) -> Fit:

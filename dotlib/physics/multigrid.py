@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import geometry
+from .ssor import REST
 
 COARSEST = 8  # voxels a side of the grid that is solved densely
 DAMPING = 0.8
@@ -159,7 +160,8 @@ class Multigrid:
             rho = self._sums(r * z)
             p = z if old is None else z.add_(self._rows(_ratio(rho, old)) * p)
             q = self.product(p)
-            step = self._rows(_ratio(rho, self._sums(p * q)))
+            step = _ratio(rho, self._sums(p * q))
+            step = self._rows(torch.where(reached < REST * tolerance, torch.zeros_like(step), step))
             x += step * p
             r -= step * q
             old = rho

@@ -15,6 +15,7 @@ from torch import Tensor
 LANES = 20  # columns solved together: loops long enough to be vectorised, and 40 detectors keep two cores busy
 ROW = 2 * LANES
 CHUNK = 512  # cells that are summed in fp32 before the sum moves to fp64
+REST = 1e-3  # of the tolerance, below which a column is left as it is: its residual would go on into underflow
 DECAY = 0.125  # mm^-1, about that of the light: with it the relaxation nears 2 as voxels shrink
 
 
@@ -32,7 +33,7 @@ def _cocg(lower, low, upper, up, extra, b, tol, most):
     part = np.zeros(ROW, np.float32)
     size = np.zeros(LANES, np.float64)
     rho, old = np.zeros((2, LANES)), np.zeros((2, LANES))
-    scale = np.zeros(LANES)
+    scale, live = np.zeros(LANES), np.ones(LANES)
     beta = np.zeros(ROW, np.float32)
     alpha = np.zeros(ROW, np.float32)
     # the right-hand side of the scaled system: one forward sweep
@@ -80,7 +81,7 @@ def _cocg(lower, low, upper, up, extra, b, tol, most):
                 sums[k] += part[k]
         for k in range(LANES):
             square = sums[k] ** 2 + sums[LANES + k] ** 2
-            if square > 0:
+            if square > 0 and live[k]:
                 alpha[k] = (rho[0, k] * sums[k] + rho[1, k] * sums[LANES + k]) / square
                 alpha[LANES + k] = (rho[1, k] * sums[k] - rho[0, k] * sums[LANES + k]) / square
             else:
@@ -117,6 +118,8 @@ def _cocg(lower, low, upper, up, extra, b, tol, most):
                 ratio = np.sqrt(size[k] / scale[k])
                 if not (ratio <= worst or worst != worst):  # NaN stays
                     worst = ratio
+                if ratio < REST * tol:
+                    live[k] = 0
             square = old[0, k] ** 2 + old[1, k] ** 2
             if square > 0:
                 beta[k] = (rho[0, k] * old[0, k] + rho[1, k] * old[1, k]) / square
