@@ -186,9 +186,7 @@ def test_steps_that_swing_and_promise_nothing_leave_the_medium_of_least_misfit(m
     monkeypatch.setattr(homogeneous, "CLOSE", 0.0)
     found = homogeneous.fit([place])[0]
     torch.testing.assert_close(found.values, settled.values, rtol=0.05, atol=0)
-    assert found.misfit == pytest.approx(settled.misfit, rel=0.01)
-    ahead = homogeneous.fit([place], found.at.tolist())[0]
-    torch.testing.assert_close(ahead.at, found.at)
+    assert found.misfit <= settled.misfit and found.step.abs().max() < 0.01
 
 
 def test_fit_that_does_not_settle_is_one_line(monkeypatch):

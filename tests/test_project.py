@@ -40,7 +40,7 @@ FLOORS = {
     "physics.geometry": (1,),
     "physics.optodes": (1, "physics.geometry"),
     "physics.ssor": (1,),
-    "physics.multigrid": (1, "physics.geometry"),
+    "physics.multigrid": (1, "physics.geometry", "physics.ssor"),
     "physics.diffusion": (1, "physics.geometry", "physics.optodes", "physics.ssor", "physics.multigrid"),
     "physics.jacobian": (1, "physics.diffusion", "physics.geometry", "physics.optodes"),
     "physics.rytov": (1,),
