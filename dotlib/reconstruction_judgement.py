@@ -162,7 +162,7 @@ def judged(
             kept[name] = found
     if "gaussian" in settings:
         length = settings["gaussian"][1]
-        values.append(limits(seen[HOME], length).assign(arm=TRUTH, seed=0, set=HOME))
+        values.append(limits(seen[HOME], length, judge.device).assign(arm=TRUTH, seed=0, set=HOME))
     if FRESH in kept and TUMOUR_FREE in kept:
         for key in [key for key in kept[FRESH] if key in kept[TUMOUR_FREE]]:  # not the networks of other patterns
             rows = twins(kept[FRESH][key], kept[TUMOUR_FREE][key], seen[FRESH])

@@ -256,7 +256,7 @@ def test_targets_say_of_how_many_inclusions_readings_tell():
     """Within twenty millimetres, of four that have a contrast."""
     bounds = places(crc_sd_noise=[[0.1] * 2] * 3, crc_sd_tissue=[[0.49, 0.5], [0.1, 3], [0.1, NAN]])
     record = judged(THERE, bounds, rows(NETWORK, HOME, "crc", [CRC]))
-    assert inverse_inclusions.targets(record)["found"][0].endswith("; readings tell 2 of 4")
+    assert inverse_inclusions.targets(record)["found"][0].endswith("; told in an unknown tissue: 2 of 4")
 
 
 def test_targets_of_one_run_are_not_resolved_and_of_none_not_computed():

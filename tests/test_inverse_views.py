@@ -144,6 +144,12 @@ def test_patterns_without_fresh_phantoms_are_none():
     assert inverse_views.patterns(judged(errors(NETWORK, [[0.2]]))).empty
 
 
+def test_sets_without_contrast_of_mua_are_not_among_those_with_it():
+    names = (FRESH, "none", "musp-only", "mua-only", "deep")
+    found = inverse_views.views(judged(*[errors(NETWORK, [[0.2]], name) for name in names]))
+    assert set(inverse_views.with_contrast(found)["set"]) == {FRESH, "mua-only", "deep"}
+
+
 # --- coverage and crosstalk
 
 

@@ -1,10 +1,16 @@
 """How sure of a contrast readings can make: by a dense posterior, estimates drawn at random, and simulated light."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from ball import dense
+from seen import BASE
 
+from dotlib import metrics
+from dotlib.data import lifts
+from dotlib.physics import jacobian, lift
 from dotlib.physics.lift import Linear, Prior
 from dotlib.reconstruction_limits import NOISE, TISSUE, least_sd, limits
 from dotlib.reconstruction_sets import HOME
@@ -56,6 +62,32 @@ def test_sd_in_a_tissue_is_that_of_the_joint_posterior(problem, shapes):
         precision[2:, 2:] += np.linalg.inv(C)
         assert bound.item() == pytest.approx(np.sqrt(np.linalg.inv(precision)[0, 0]), rel=1e-6)
     assert (least_sd(problem, shapes, prior) > least_sd(problem, shapes)).all()
+
+
+def test_sd_of_noise_is_that_of_readings_that_are_solved_with_more_and_less_of_the_contrast(lit):
+    """By central differences of the forward model over the inclusion's own cells, to numpy's inverse."""
+    seen = lit[HOME]
+    k = seen.regions.inclusions[0].flatten(1).sum(1).argmax().item()
+    draws = lifts.Lifts(BASE, seen.view.lift, seen.data.path, seen.data.labels)
+    index = int(np.flatnonzero(seen.data.labels == 2)[0])
+    place = draws.scenes(index, 1, [0], "cpu")[0]
+    fit, readings = lifts.fitted({0: place}, index)[0], place.readings
+    inside = seen.regions.inclusions[0, k].flatten()[lift.coarse(place.cells, 16)].double()
+    s, d = readings.pairs.T
+
+    def solved(channel, change):
+        values = fit.at[:, None].repeat(1, len(inside))
+        values[channel] *= 1 + change * inside
+        light = jacobian.fields_of([place.system(values)], [readings.sources], [readings.detectors])[0]
+        phi = light.detectors.read(light.phi)[d, s].log()
+        return torch.cat([phi.real, phi.imag])
+
+    slopes = torch.stack([(solved(c, 0.01) - solved(c, -0.01)) / 0.02 for c in (0, 1)], 1)
+    columns = replace(readings, model_error=0.0).white(slopes).numpy()
+    rows = limits(seen, 7.5)
+    found = rows[(rows["metric"] == NOISE) & (rows["phantom"] == 0) & (rows["inclusion"] == k)]["value"].item()
+    true = metrics.contrast(seen.truth, seen.regions)[0, k, 0].abs().item()
+    assert found * true == pytest.approx(np.sqrt(np.linalg.inv(columns.T @ columns)[0, 0]), rel=0.05)
 
 
 def test_readings_tell_less_where_more_is_unknown(lit):

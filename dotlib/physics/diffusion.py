@@ -198,7 +198,7 @@ def _converged(solver, systems, columns, precise: bool, report, first: int = 0) 
     for _ in range(RESTARTS):
         if max(reached) <= tolerance:
             break
-        # the unconjugated products of a column may vanish on the way: another start has others
+        # unconjugated products may vanish on the way, and a column with them stall: started anew it goes on
         starts = [_usable(system, b, x) for system, b, x in zip(systems, columns, fields, strict=True)]
         left = [b - system.apply(x) for system, b, x in zip(systems, columns, starts, strict=True)]
         more, reached, again = solver.solve(left, tolerance, MOST)

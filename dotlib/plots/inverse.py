@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
@@ -59,7 +60,7 @@ def recovery(tables: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> F
             ax.axhline(1, color="0.5", lw=0.8, ls="--")
             counts = table.groupby("bin", sort=False)["inclusions"].max()
             ax.set_xticks(range(len(bins)), [f"{b}\n(n = {counts[b]})" for b in bins], fontsize=6)
-            ax.set_xlabel(labels[fact], fontsize=7)
+            ax.set_xlabel(textwrap.fill(labels[fact], 28), fontsize=7)
         axes[0, 0].set_ylabel(r"crc of $\mu_a$, median")
         handles, words = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, words, loc="outside upper center", ncols=3, fontsize=7)

@@ -30,7 +30,7 @@ NEAR, SHARES = (
 SEEN = 0.05  # contrast of a prediction below which it places nothing
 DEEP = 0.70  # crc asked for within NEAR
 COUNTED = "inclusions"
-TOLD = 0.5  # sd of crc up to which readings tell a contrast from none, at two sd
+TOLD = 0.5  # least sd of crc below which readings tell a contrast from none at two sd
 REACHED = (GAUSS_NEWTON, *EVERYWHERE)
 
 
@@ -201,7 +201,7 @@ def targets(record, arm: str = NETWORK) -> pd.DataFrame:
     rows[0]["found"] += f"; {GAUSS_NEWTON}: {beside}"
     known = _told(record)
     told = known[known["distance"] < NEAR][TISSUE] < TOLD
-    rows[0]["found"] += f"; readings tell {told.sum()} of {len(told)}" if len(told) else ""
+    rows[0]["found"] += f"; told in an unknown tissue: {told.sum()} of {len(told)}" if len(told) else ""
     placed = localised(record)
     for part, (_, limit) in SHARES.items():
         mine = placed[(placed["method"] == arm) & (placed["part"] == part)]

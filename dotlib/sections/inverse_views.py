@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from ..reconstruction_judgement import FITTED, LIFTED
-from ..reconstruction_sets import COUNTS, COVERAGES, FAMILIES, FRESH, NOISES, PATTERNS, PROBES
+from ..reconstruction_sets import COUNTS, COVERAGES, FAMILIES, FRESH, NOISES, PATTERNS, PROBES, TUMOUR_FREE
 from ..reconstructions import EVERYWHERE, NETWORK
 from ..reconstructions import PATTERNS as TRAINED
 from ..stats import Interval
@@ -48,6 +48,11 @@ def views(record, metric: str = "nrmse_covered") -> pd.DataFrame:
                 row |= {"low": one.low, "high": one.high, "ratio": to.estimate}
                 rows.append(row | {"ratio low": to.low, "ratio high": to.high})
     return pd.DataFrame(rows, columns=VIEWS)
+
+
+def with_contrast(found: pd.DataFrame) -> pd.DataFrame:
+    """`views` of the sets whose inclusions have a contrast of mua: elsewhere a ratio of errors says little."""
+    return found[~found["set"].isin((TUMOUR_FREE, "musp-only"))]
 
 
 def views_table(found: pd.DataFrame) -> pd.DataFrame:
