@@ -35,6 +35,7 @@ def save_each_epoch(*arguments):
 
 
 def compute_on_one_core(store):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     study.cpu_cores, study._start_worker = lambda: 1, save_each_epoch
     study.compute(three(store))
 
