@@ -19,7 +19,7 @@ from .bench_lift import bench_lift
 from .bench_rows import rate, row
 from .config import Profile
 from .data import phantoms
-from .evaluation import network
+from .inference import network
 from .sections import step_profile
 from .sections.naive import naive_loop
 from .sections.roofline import product_speed

@@ -53,6 +53,7 @@ DECLARED: dict[str, tuple[str, set[str]]] = (
     }
     | {"reconstruct-more": (NETWORK, {"lift", "data.phantoms", "data.train", "training.epochs"})}
     | {"reconstruct-longer": ("reconstruct-more", FIELDS["duration"])}
+    | {"reconstruct-symmetry-longer": ("reconstruct-symmetry", FIELDS["duration"])}
     | {name: (of, FIELDS["duration"]) for name, of in ((SHORT, NETWORK), (SHORT_CONTROL, CONTROL))}
     | {"reconstruct-symmetry": ("reconstruct", {"augment"}), "reconstruct-code": ("reconstruct", {"model.name"})}
     | {"reconstruct-code-links": ("reconstruct-code", {"model.links"})}

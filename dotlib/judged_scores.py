@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import metrics, trivial
-from .evaluation import CHANNELS
+from .inference import CHANNELS
 from .judged_sets import Part
 from .trainer import History
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import checkpoint, evaluation, improvements, machine, study, trivial
+from . import checkpoint, improvements, inference, machine, study, trivial
 from . import config as configuration
 from .config import ConfigError, Data
 from .data import dataset, phantoms
@@ -80,11 +80,11 @@ def network(run: study.Run, device: str) -> Predictor:
 
     It sees volumes of any grid on its own, and its answer goes back: means over voxels, or linear between centres.
     """
-    model = evaluation.trained(run.config, Path(run.infra.uid_folder()), on=device)
+    model = inference.trained(run.config, Path(run.infra.uid_folder()), on=device)
     dtype, grid = machine.precision(run.config.training.precision, device), run.config.data.grid
 
     def predictor(seen: Tensor, tables: np.ndarray) -> Tensor:
-        answer = evaluation.predict(model, resample(seen, grid, "trilinear"), dtype)
+        answer = inference.predict(model, resample(seen, grid, "trilinear"), dtype)
         return resample(answer, seen.shape[-1], "trilinear")
 
     return predictor

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import evaluation, study
+from . import inference, study
 from .data import phantoms
 from .data.dataset import Dataset
 from .models.attention import SpatialGate
@@ -75,7 +75,7 @@ def entering(model: Autoencoder, volumes: Tensor, stages: Sequence[str]) -> dict
             if (gate := gate_of(model, stage)) is not None:
                 note = gate.register_forward_pre_hook(lambda _, x, stage=stage: entered.__setitem__(stage, x[0]))
                 hooks.callback(note.remove)
-        features = model.features(evaluation.prepared(volumes))
+        features = model.features(inference.prepared(volumes))
     return {stage: entered.get(stage, features[stage]) for stage in stages}
 
 
@@ -85,7 +85,7 @@ def gradient(model: Autoencoder, volumes: Tensor) -> Tensor:
     Of z and not of mm^-1, whose two units could not be added: a change by one standard deviation counts alike in both.
     """
     with _judging(model), torch.enable_grad():
-        z = model.standard(evaluation.prepared(volumes)).detach().requires_grad_()
+        z = model.standard(inference.prepared(volumes)).detach().requires_grad_()
         (slope,) = torch.autograd.grad(model.network.encode(z).square().sum(), z)
     return slope.abs().sum(1, keepdim=True)
 
@@ -128,7 +128,7 @@ def networks(name: str, profile: str, seeds: int, store: Path, on: str = "cpu") 
     """The trained networks of a study whose runs are computed, by (arm, seed), last checkpoint; none that diverged."""
     wanted = study.members(name, profile, seeds, store)
     return {
-        key: evaluation.trained(run.config, run.folder(), on=on)
+        key: inference.trained(run.config, run.folder(), on=on)
         for key, run in wanted.items()
         if not run.result().failed
     }

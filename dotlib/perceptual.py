@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import ONECYCLE, Config, ConfigError, Loss, Model, Training, replace
-from .evaluation import mixed, network
+from .inference import mixed, network
 
 DECODER = ("from_code.", "decoder.", "head.")  # parts of `stage1` behind the code
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, evaluation
+from . import checkpoint, inference
 from .config import Config, Lift, Measurements, Noise, validate
 from .data import lifts, noise, phantoms, placement, samples, sampling, snirf, store
 from .data.surface import Surface
@@ -68,7 +68,7 @@ def networks(paths: Sequence[Path]) -> tuple[Config, list[nn.Module]]:
         config = validate(Config, json.loads(about), str(path))
         if config.task != TASK:
             raise InputError(f"{path}: a network of task {config.task!r}; one of task {TASK!r} is accepted")
-        model = evaluation.network(config)
+        model = inference.network(config)
         model.load_state_dict(state["judged"])
         models.append(model.to(memory_format=torch.channels_last_3d).eval())
         found.append(config.model_copy(update={"seed": 0}))
@@ -172,7 +172,7 @@ def reconstruct(recording: Recording, config: Config, models: Sequence[nn.Module
     except (homogeneous.FitError, diffusion.ConvergenceError, ValueError) as error:
         raise InputError(str(error).replace("object 0", "the readings")) from None
     seen = samples.joined(lifted[None], fraction(recording.tissue, grid)).float()
-    found = torch.cat([evaluation.predict(model, seen) for model in models]).clamp_min(0)
+    found = torch.cat([inference.predict(model, seen) for model in models]).clamp_min(0)
     sd = found.std(0).numpy() if len(models) > 1 else None
     return Volumes(found.mean(0).numpy(), sd, fit, len(recording.readings.pairs), time.perf_counter() - start)
 
@@ -189,14 +189,14 @@ def save(found: Volumes, recording: Recording, source: Path, stem: Path) -> list
     """`stem`.h5 with all, and `stem`.mua.nii.gz and .musp.nii.gz, in mm of the file. Returns what was written."""
     affine, paths = recording.affine(found.mean.shape[-1]), [Path(f"{stem}.h5")]
     with store.writing(paths[0]) as file:
-        for i, name in enumerate(evaluation.CHANNELS):
+        for i, name in enumerate(inference.CHANNELS):
             file.create_dataset(name, data=found.mean[i], track_times=False)
             if found.sd is not None:
                 file.create_dataset(f"{name}_sd", data=found.sd[i], track_times=False)
         file.create_dataset("affine", data=affine, track_times=False)
         file.attrs["unit"], file.attrs["source"] = np.bytes_("mm^-1"), np.bytes_(source.name)
         file.attrs["fitted"], file.attrs["misfit"] = found.fit.values.numpy(), found.fit.misfit
-    for i, name in enumerate(evaluation.CHANNELS):
+    for i, name in enumerate(inference.CHANNELS):
         paths.append(Path(f"{stem}.{name}.nii.gz"))
         image = nibabel.Nifti1Image(found.mean[i].astype(np.float32), affine)
         image.header.set_xyzt_units("mm")

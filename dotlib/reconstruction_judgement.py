@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import config as configuration
-from . import evaluation, machine, reconstruction_tuning, study
+from . import inference, machine, reconstruction_tuning, study
 from .config import CHANNELS, ConfigError
 from .data import classical, lifts, samples
 from .evaluation import homogeneous
@@ -27,13 +27,14 @@ from .reconstruction_sets import FRESH, HOME, THRESHOLDS, TUMOUR_FREE, Seen, Vie
 from .reconstruction_sets import load as load_set
 from .reconstruction_times import times
 from .reconstruction_tuning import Setting
-from .reconstructions import EVERYWHERE, NETWORK, ON_PATTERNS, QUICK, SHORT, STUDIES
+from .reconstructions import EVERYWHERE, MORE, NETWORK, ON_PATTERNS, QUICK, SHORT, STUDIES
 
 VERSION = "1"  # raised by hand whenever the same weights and sets would give other numbers
 NAME = "4.6-judged"
 FITTED, BEST, SHUFFLED, ENSEMBLE = (
     "fitted homogeneous", "best homogeneous", "measurements shuffled", "ensemble",
 )  # fmt: skip
+ENSEMBLES = {NETWORK: ENSEMBLE} | {arm: f"{ENSEMBLE} of {arm}" for arm in MORE}  # mean volumes of the seeds
 LIFTED = "Tikhonov as lifted"  # lambda and length of the lift: what every set has without another solution
 METHODS: dict[classical.Method, str] = {
     "tikhonov": "Tikhonov", "gaussian": "Gauss-Newton", "tv": "Gauss-Newton, total variation",
@@ -52,7 +53,7 @@ class Judge:
     def __init__(self, runs: Mapping[Key, study.Run], settings: Mapping[str, Setting]):
         self.settings, self.runs, self.device = settings, runs, machine.device()
         machine.prepare(self.device, torch.float32)
-        self.models = {key: evaluation.trained(r.config, r.folder(), on=self.device) for key, r in runs.items()}
+        self.models = {key: inference.trained(r.config, r.folder(), on=self.device) for key, r in runs.items()}
 
     def asked(self, view: View) -> list[Key]:
         """The networks that are judged on a set: all at home, elsewhere those of `EVERYWHERE` and of its group."""
@@ -68,7 +69,7 @@ class Judge:
     def network(self, key: Key, seen: Tensor) -> Tensor:
         """What a network makes of what it sees, (P, 2, D, H, W), in the precision of its training."""
         dtype = machine.precision(self.runs[key].config.training.precision, self.device)
-        return evaluation.predict(self.models[key], seen.to(self.device), dtype).cpu()
+        return inference.predict(self.models[key], seen.to(self.device), dtype).cpu()
 
     def shown(self, key: Key, seen: Seen, part: str = "test") -> Tensor:
         """What a network sees of a set: at home the stored draw of its own kind of lift."""
@@ -96,8 +97,10 @@ class Judge:
         found[BEST, 0] = homogeneous(seen.truth, seen.fraction.float())
         for key in self.own():
             found[SHUFFLED, key[1]] = self.network(key, shuffled(self.shown(key, seen)))
-        if len(self.own()) > 1:
-            found[ENSEMBLE, 0] = torch.stack([found[key] for key in self.own()]).mean(0)
+        for arm, name in ENSEMBLES.items():
+            seeds = self.own() if arm == NETWORK else [key for key in self.runs if key[0] == arm]
+            if len(seeds) > 1:
+                found[name, 0] = torch.stack([found[key] for key in seeds]).mean(0)
         return found
 
     def classical(self, method: classical.Method, seen: Seen) -> Tensor:
@@ -116,7 +119,7 @@ class Judge:
         scale, frames = inflation(asked, seen.data.volumes(part), seen.data.tissue(part)), []
         for scaled, factor in ((False, torch.ones_like(scale)), (True, scale)):
             rows = calibration(torch.stack([found[key] for key in own]), seen, factor)
-            factors = dict(zip(evaluation.CHANNELS, factor.tolist(), strict=True))
+            factors = dict(zip(inference.CHANNELS, factor.tolist(), strict=True))
             frames.append(rows.assign(scaled=scaled, scale=rows["channel"].map(factors)))
         return pd.concat(frames, ignore_index=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,8 @@ from . import records
 from .records import DIGITS
 
 KEYS = ["set", "metric", "channel", "phantom", "inclusion"]  # of a row of values.csv, which has a column for each run
-COLUMNS = ["arm", "seed", *KEYS, "value"]
+KEY = ["arm", "seed"]
+COLUMNS = [*KEY, *KEYS, "value"]
 TEXT = dict.fromkeys(("failed", "config", "key", "code", "test"), str)  # digests, some of which look like numbers
 TRUTH = "truth"  # in the place of an arm: what is true of a set
 TABLES = ("values", "lesions", "calibration", "times", "runs")
@@ -92,24 +94,47 @@ def _long(wide: pd.DataFrame) -> pd.DataFrame:
 
 
 def joined(found: Reconstructed, earlier: Reconstructed) -> Reconstructed:
-    """With what an earlier record has of networks that are not among the runs of `found`.
+    """With what an earlier record has of other networks, and of other methods and sets where `found` has no value.
 
-    Raises ResultsError where they were judged on other sets.
+    An ensemble stays that of the seeds which were judged together, and a classical method keeps its setting of then.
+    Raises ResultsError where a set of both has other phantoms, or one of these runs would lose sets.
     """
-    true = [r.values[r.values["arm"] == TRUTH].set_index(KEYS)["value"].sort_index().dropna() for r in (found, earlier)]
-    if not true[0].index.equals(true[1].index) or not np.allclose(*true, rtol=1e-4, atol=1e-6):
-        raise records.ResultsError(f"{earlier.source}: judged on other sets than these runs; remove it to record anew")
-    own = _keys(found.runs)  # failed ones too
-    tables = {name: _both(getattr(found, name), getattr(earlier, name), own) for name in ("values", "lesions", "runs")}
+    if not _same(found, earlier):
+        line = f"{earlier.source}: judged on other phantoms than these runs; remove it to record anew"
+        raise records.ResultsError(line)
+    own = {*_keys(found.runs)}  # failed ones too
+    for arm, seed in sorted(own & {*_keys(earlier.runs)} & {*_keys(found.values)}):
+        if lost := _sets(earlier, arm, seed) - _sets(found, arm, seed):
+            line = f"{earlier.source}: {arm}, seed {seed}, was judged on {', '.join(sorted(lost))} too"
+            raise records.ResultsError(f"{line}; judge it there, or remove the record to record anew")
+    values = _both(found.values, earlier.values, own, [*KEY, *KEYS])
+    tables = {name: _both(getattr(found, name), getattr(earlier, name), own, KEY) for name in ("lesions", "runs")}
     if found.calibration.empty:
         tables |= {name: getattr(earlier, name) for name in ("calibration", "times")}
-    return replace(found, **tables)
+    return replace(found, values=values, **tables)
 
 
-def _keys(table: pd.DataFrame) -> list[tuple[str, int]]:
-    return list(table[["arm", "seed"]].itertuples(index=False, name=None))
+def _same(found: Reconstructed, earlier: Reconstructed) -> bool:
+    """Whether the sets that are in both have the same phantoms: as many, and what is true of them."""
+    values = [r.values[r.values["value"].notna()] for r in (found, earlier)]
+    common = set.intersection(*(set(v["set"]) for v in values))
+    numbers = [set(_keys(v[v["set"].isin(common)], ["set", "phantom"])) for v in values]
+    true = [v[v["arm"] == TRUTH].set_index(KEYS)["value"] for v in values]
+    shared = true[0].index.intersection(true[1].index)
+    return numbers[0] == numbers[1] and np.allclose(*(one[shared] for one in true), rtol=1e-4, atol=1e-6)
 
 
-def _both(found: pd.DataFrame, earlier: pd.DataFrame, own: list[tuple[str, int]]) -> pd.DataFrame:
-    mine = {*_keys(found), *own}
-    return pd.concat([found, earlier[[key not in mine for key in _keys(earlier)]]], ignore_index=True)
+def _sets(record: Reconstructed, arm: str, seed: int) -> set[str]:
+    v = record.values
+    return set(v.loc[(v["arm"] == arm) & (v["seed"] == seed), "set"])
+
+
+def _keys(table: pd.DataFrame, columns: Sequence[str] = KEY) -> list[tuple]:
+    return list(table[list(columns)].itertuples(index=False, name=None))
+
+
+def _both(found: pd.DataFrame, earlier: pd.DataFrame, own: set[tuple], columns: Sequence[str]) -> pd.DataFrame:
+    """The rows of `found`, and of `earlier` what is neither of an own run nor there already, by `columns`."""
+    there, runs = {*_keys(found, columns)}, _keys(earlier)
+    more = [run not in own and key not in there for run, key in zip(runs, _keys(earlier, columns), strict=True)]
+    return pd.concat([found, earlier[more]], ignore_index=True)

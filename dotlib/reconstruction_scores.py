@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from . import metrics
-from .evaluation import CHANNELS, homogeneous, table
+from .evaluation import homogeneous, table
+from .inference import CHANNELS
 from .reconstruction_sets import HOME, SEED, Seen
 
 # of `metrics.evaluate`, what is kept of the test phantoms; elsewhere errors, contrast and what shows in a wrong channel

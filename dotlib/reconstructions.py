@@ -32,11 +32,9 @@ INPUTS = {
     "reconstruct-sphere": _reconstruct("the surface unknown: a sphere fitted to the optodes", Lift(surface="sphere")),
     "reconstruct-one-draw": _reconstruct("one draw a phantom", Lift(draws=1)),
 }
+MOTIONS = Augmentation(rotation=0, elastic=0, noise=0, symmetry=True)
 NETWORKS = {
-    "reconstruct-symmetry": _reconstruct(
-        "moved by the grid's eight motions about the probe's axis",
-        augment=Augmentation(rotation=0, elastic=0, noise=0, symmetry=True),
-    ),
+    "reconstruct-symmetry": _reconstruct("moved by the grid's eight motions about the probe's axis", augment=MOTIONS),
     "reconstruct-code": _reconstruct("`stage1` with a stem for lifts: all through 256 numbers", model__name="stage1"),
     "reconstruct-code-links": _reconstruct(
         "the same with dense links across the bottleneck", model__name="stage1",
@@ -74,6 +72,11 @@ def _more(source: str, epochs: Change) -> Arm:
 MORE = {
     "reconstruct-more": _more(f"{SIZES_OF_DATA[-1]} phantoms with one draw each", _MORE["training.epochs"]),
     "reconstruct-longer": _more("the same for four times as many steps", _longer),
+    "reconstruct-symmetry-longer": _reconstruct(
+        "as many steps on as few phantoms as `reconstruct` has, moved by the grid's eight motions",
+        augment=MOTIONS,
+        training__epochs=epochs(4),
+    ),
 }
 GATES = {
     "sigmoid": "the specification's gate",

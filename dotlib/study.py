@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from . import arms as known
 from . import config as configuration
-from . import evaluation, factors, machine, perceptual, records, tracking, trainer
+from . import factors, inference, machine, perceptual, records, tracking, trainer
 from .config import Config, ConfigError, Data, Optim
 from .data import dataset, samples
 from .provenance import code_digest, commit
@@ -69,7 +69,7 @@ class Run(pydantic.BaseModel):
             return None
         if failed := teacher.result().failed:
             raise StudyError(f"{teacher.folder()}: the autoencoder that a run rests on diverged: {failed}")
-        return evaluation.trained(teacher.config, teacher.folder(), on=machine.device())
+        return inference.trained(teacher.config, teacher.folder(), on=machine.device())
 
     def folder(self) -> Path:
         return Path(self.infra.uid_folder(create=True))

@@ -22,7 +22,8 @@ from .config import Config, ConfigError
 from .data import dataset, samples
 from .data.dataset import Dataset
 from .data.samples import Samples
-from .evaluation import CHANNELS, judge, mixed, network, predict, prepared, trained
+from .evaluation import judge
+from .inference import CHANNELS, mixed, network, predict, prepared, trained
 from .journal import Journal
 from .monitor import Monitor
 

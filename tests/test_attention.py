@@ -11,7 +11,7 @@ from test_optim import OFF, YES
 from tiny import bits, tiny
 from torch import nn
 
-from dotlib import evaluation, losses, optim
+from dotlib import inference, losses, optim
 from dotlib.config import Attention, ConfigError, Model
 from dotlib.data import phantoms
 from dotlib.models.attention import KINDS, AttentionGate, SpatialGate
@@ -42,7 +42,7 @@ def network(name="stage1", attention=None, grid=None, width=4):
 
 
 def volumes(grid, n=2):
-    return evaluation.prepared(phantoms.rasterise(phantoms.sample("default", n, 0), grid))
+    return inference.prepared(phantoms.rasterise(phantoms.sample("default", n, 0), grid))
 
 
 def random(*shape, seed=0):
@@ -81,7 +81,7 @@ def test_gate_that_starts_as_identity_changes_no_bit(name, kind, dtype, training
     x, found = volumes(GRIDS[name]), []
     for chosen in (None, kind, "sigmoid"):
         model = network(name, chosen and Attention(kind=chosen, side="both")).train(training)
-        with torch.no_grad(), evaluation.mixed("cpu", dtype):
+        with torch.no_grad(), inference.mixed("cpu", dtype):
             tensors = {"y": model(x), "code": model.encode(x), **dict(model.named_buffers())}
         found.append({key: bits(tensor) for key, tensor in tensors.items()})
     plain, gated, halved = found
@@ -197,7 +197,7 @@ def test_random_gate_stays_as_it_was_drawn(name):
     schedule = {"optim__schedule": "constant"} if name == "schedule-free" else {}
     attention = Attention(kind="random", side="both", stages=(1,))
     c = tiny(model__attention=attention, optim__name=name, optim__weight_decay=0.1, optim__spare=False, **schedule)
-    model, x = evaluation.network(c, MEAN, SD).to(memory_format=LAST), volumes(16, 4)
+    model, x = inference.network(c, MEAN, SD).to(memory_format=LAST), volumes(16, 4)
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     opt = optim.optimiser(model, c.optim)
     for _ in range(3):

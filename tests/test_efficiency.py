@@ -17,7 +17,7 @@ from scipy import stats as scipy_stats
 from torch import nn
 from torch.autograd import DeviceType
 
-from dotlib import config, evaluation, journal, monitor, report, tracking, trainer
+from dotlib import config, inference, journal, monitor, report, tracking, trainer
 from dotlib.models import blocks
 from dotlib.sections import efficiency, loss_scale, roofline, step_profile
 
@@ -101,11 +101,11 @@ def convolution_flop(model, x):
 def test_step_counts_the_operations_of_its_convolutions():
     """Backward costs twice the forward pass, but that nobody asks for the gradient of the volumes."""
     c = small()
-    forward = convolution_flop(evaluation.network(c), torch.zeros(4, 2, 16, 16, 16))
+    forward = convolution_flop(inference.network(c), torch.zeros(4, 2, 16, 16, 16))
     cost = roofline.step_cost(c, FP32).set_index("class")["flop"]
     assert cost[step_profile.FORWARD] == sum(forward)
     assert cost[step_profile.BACKWARD] == 2 * sum(forward) - forward[0]
-    linear = sum(m.weight.numel() for m in evaluation.network(c).modules() if isinstance(m, nn.Linear))
+    linear = sum(m.weight.numel() for m in inference.network(c).modules() if isinstance(m, nn.Linear))
     assert cost[step_profile.LINEAR] == 3 * 2 * 4 * linear
 
 
@@ -117,7 +117,7 @@ def test_step_cost_is_linear_in_the_batch():
 
 def test_step_moves_its_weights_ten_numbers_each_to_clip_and_update_them():
     """Norm: gradient read; clipping: read and written; AdamW: seven. The optimiser's state is there beforehand."""
-    parameters = sum(p.numel() for p in evaluation.network(small()).parameters())
+    parameters = sum(p.numel() for p in inference.network(small()).parameters())
     cost = roofline.step_cost(small(), FP32).set_index("class")["bytes"]
     assert cost["optimiser"] == pytest.approx(4 * 10 * parameters, rel=0.02)
 

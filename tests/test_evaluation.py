@@ -8,7 +8,7 @@ import torch
 from tiny import TEST, tiny, weights
 from torch import nn
 
-from dotlib import config, evaluation, losses, metrics, trainer
+from dotlib import config, evaluation, inference, losses, metrics, trainer
 from dotlib.data import dataset
 from dotlib.data.phantoms import MUA, MUSP
 from dotlib.data.samples import Samples
@@ -69,11 +69,11 @@ def test_validation_agrees_with_its_definition(monkeypatch, batch, at_once):
     """With a network that predicts negative values, all at once or three at a time, the last part a smaller one."""
     c = tiny("legacy-adam")
     data = dataset.load(c.data)
-    model = evaluation.network(c, torch.tensor([0.004, 0.7]), torch.tensor([0.003, 0.2])).train()
+    model = inference.network(c, torch.tensor([0.004, 0.7]), torch.tensor([0.003, 0.2])).train()
     volumes = data.volumes("validation").half()
     model(data.volumes("train"))  # running statistics that are no longer 0 and 1
     nn.init.constant_(model.network.head.bias, -1.4)
-    monkeypatch.setattr(evaluation, "BATCH", batch)
+    monkeypatch.setattr(inference, "BATCH", batch)
     monkeypatch.setattr(trainer, "AT_ONCE", at_once)
     given, plain = [], trainer.predict
     monkeypatch.setattr(
@@ -100,7 +100,7 @@ def test_metrics_judge_both_checkpoints_on_the_test_set(stalled):
     for name, snapshot in (("best", snapshots[2]), ("last", snapshots[4])):
         rows = table[(table.checkpoint == name) & (table.metric == "nrmse")]
         assert (rows.inclusion == -1).all()
-        model = evaluation.network(c)
+        model = inference.network(c)
         model.load_state_dict(snapshot)
         with torch.no_grad():
             expected = nrmse(model.eval()(truth).numpy(), truth.double().numpy(), tissue)

@@ -189,7 +189,7 @@ def test_learning_curve_doubles_the_phantoms_of_one_draw():
 
 @pytest.mark.parametrize("size", SIZES)
 def test_gates_are_behind_stages_that_the_network_has(size):
-    from dotlib.evaluation import network
+    from dotlib.inference import network
 
     for name in improvements.ATTENTION:
         kind, deepest = name.rsplit("-", 1)

@@ -6,7 +6,7 @@ import pytest
 from judged import errors, judged, rows
 from scipy import stats as scipy_stats
 
-from dotlib.reconstruction_judgement import BEST, ENSEMBLE, FITTED, LIFTED, SHUFFLED
+from dotlib.reconstruction_judgement import BEST, ENSEMBLE, ENSEMBLES, FITTED, LIFTED, SHUFFLED
 from dotlib.reconstruction_records import TRUTH
 from dotlib.reconstruction_sets import FRESH, HOME
 from dotlib.reconstructions import CONTROL, MORE, NETWORK
@@ -14,7 +14,7 @@ from dotlib.sections import inverse, inverse_inclusions
 from dotlib.sections.inverse import GAUSS_NEWTON
 
 PHANTOMS = np.array([0.1, 0.2, 0.4, 0.5])
-GROWN, LONGER = MORE
+GROWN, LONGER, MOVED = MORE
 COVERED = "nrmse_covered"
 
 
@@ -131,11 +131,13 @@ def test_errors_are_means_over_phantoms_and_inclusions_medians():
 
 
 def test_table_has_controls_first_and_then_methods_networks_and_the_rest():
-    late = ["reconstruct-one-draw", "reconstruct-tokens", ENSEMBLE, NETWORK, GROWN, GAUSS_NEWTON, LIFTED]
+    late = ["reconstruct-one-draw", "reconstruct-tokens", ENSEMBLES[MOVED], ENSEMBLE, MOVED, NETWORK, GROWN]
+    late += [GAUSS_NEWTON, LIFTED]
     record = judged(*[errors(arm, [PHANTOMS]) for arm in (*late, SHUFFLED, CONTROL, FITTED, BEST)],
                     rows(TRUTH, HOME, "contrast", [PHANTOMS]))  # fmt: skip
     assert inverse.table(record)["method"].tolist() == [
-        BEST, FITTED, CONTROL, SHUFFLED, LIFTED, GAUSS_NEWTON, NETWORK, GROWN, ENSEMBLE, *late[:2]
+        BEST, FITTED, CONTROL, SHUFFLED, LIFTED, GAUSS_NEWTON, NETWORK, GROWN, MOVED, ENSEMBLE, ENSEMBLES[MOVED],
+        *late[:2],
     ]  # fmt: skip
 
 
@@ -154,10 +156,10 @@ def test_table_of_musp_has_the_values_of_musp():
 
 
 def test_contrasts_pair_each_network_with_each_other_method_once():
-    every = (BEST, CONTROL, LIFTED, GAUSS_NEWTON, NETWORK, GROWN, ENSEMBLE, "reconstruct-tokens")
+    every = (BEST, CONTROL, LIFTED, GAUSS_NEWTON, NETWORK, GROWN, ENSEMBLE, ENSEMBLES[MOVED], "reconstruct-tokens")
     found = inverse.contrasts(judged(*[errors(arm, [PHANTOMS]) for arm in every]))
     pairs = list(zip(found["network"], found["against"], found["part"], strict=True))
-    expected = {(a, b, part) for a in (NETWORK, GROWN, ENSEMBLE) for b in every[:4] for part in inverse.ERRORS}
+    expected = {(a, b, part) for a in every[4:-1] for b in every[:4] for part in inverse.ERRORS}
     assert set(pairs) == expected and len(pairs) == len(expected)
     wide = inverse.contrasts_table(found)
     assert list(zip(wide["network"], wide["against"], strict=True)) == [pair[:2] for pair in pairs[::2]]

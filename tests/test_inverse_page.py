@@ -11,7 +11,7 @@ from judged import bins, judged, lesion, places, rows
 from matplotlib import pyplot as plt
 
 from dotlib import config, reconstruction_judgement, reconstruction_tuning
-from dotlib.reconstruction_judgement import BEST, ENSEMBLE, FITTED, LIFTED, METHODS, SHUFFLED
+from dotlib.reconstruction_judgement import BEST, ENSEMBLE, ENSEMBLES, FITTED, LIFTED, METHODS, SHUFFLED
 from dotlib.reconstruction_records import TRUTH
 from dotlib.reconstruction_sets import COVERAGES, FRESH, HOME, PATTERNS
 from dotlib.reconstructions import ARMS, CONTROL, EVERYWHERE, NETWORK, ON_PATTERNS
@@ -58,7 +58,7 @@ def small(seeds=2):
 
 def whole():
     """Every method on every set."""
-    arms = (BEST, FITTED, LIFTED, *METHODS.values(), *ARMS, SHUFFLED, ENSEMBLE)
+    arms = (BEST, FITTED, LIFTED, *METHODS.values(), *ARMS, SHUFFLED, *ENSEMBLES.values())
     parts = at_home(arms, SEEDS)
     sets = {name: group for group, names in inverse_views.GROUPS.items() for name in names}
     for name in (FRESH, *sets, "readings at 48^3"):
@@ -121,14 +121,14 @@ def test_page_of_all_records_writes_what_it_shows(monkeypatch, tmp_path):
     """No table is wider than a page: writing it would fail."""
     _, variables = executed(monkeypatch, tmp_path, small(), whole())
     assert written(tmp_path) == HERE | {
-        "methods", "methods-image", "methods-musp", "methods-image-musp", "contrasts",
+        "methods", "methods-image", "methods-musp", "methods-image-musp", "contrasts", "contrasts-controls",
         "recovery", "recovery-distance", "recovery-radius", "recovery-contrast", "recovery-covered", "limits",
         "localisation", "lesions", "operating", "visible", "views", "views-table", "crosstalk",
         "patterns", "coverage", "calibration", "calibration-table", "times", "targets",
     }  # fmt: skip
-    assert len(variables["contrasts"]) == 5 * 9 * 2  # four networks and the ensemble, 9 others, two parts
+    assert len(variables["contrasts"]) == 9 * 9 * 2  # five networks and four ensembles, 9 others, two parts
     targets = pd.read_csv(tmp_path / "build" / "smoke" / "figures" / "4.6-targets.csv")
-    assert len(targets) == 3 * (6 + 3 + 2) and "not computed" not in set(targets["standing"])
+    assert len(targets) == 4 * (6 + 3 + 2) and "not computed" not in set(targets["standing"])
 
 
 def test_page_without_evidence_says_so(monkeypatch, tmp_path):

@@ -214,7 +214,7 @@ def test_network_sees_every_grid_on_its_own_and_answers_in_place(runs, monkeypat
     """A network that returns what it sees: a linear field comes back where it was, and a constant everywhere."""
     run, given = runs[0][KEYS[0]], []
     assert run.config.data.grid == 16
-    monkeypatch.setattr(judgement.evaluation, "predict", lambda model, x, dtype: given.append(x) or x)
+    monkeypatch.setattr(judgement.inference, "predict", lambda model, x, dtype: given.append(x) or x)
     ramp = (torch.arange(grid) + 0.5) / grid
     seen = torch.stack([ramp[None, :, None].expand((grid,) * 3), torch.full((grid,) * 3, 3.0)])[None]
     answer = judgement.network(run, "cpu")(seen, np.zeros((1, 6, 13)))
@@ -289,7 +289,7 @@ def test_arms_are_judged_on_the_sets_of_the_plan(table):
 
 def test_second_call_computes_nothing_and_says_the_same(runs, table, monkeypatch):
     monkeypatch.setattr(judgement, "judge", lambda *arguments: pytest.fail("a set was judged again"))
-    monkeypatch.setattr(judgement.evaluation, "trained", lambda *a, **o: pytest.fail("a network was loaded"))
+    monkeypatch.setattr(judgement.inference, "trained", lambda *a, **o: pytest.fail("a network was loaded"))
     pd.testing.assert_frame_equal(judgement.table(runs[0], TINY, runs[1]), table, check_exact=True)
 
 

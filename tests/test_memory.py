@@ -8,7 +8,7 @@ import torch
 from tiny import assert_same_weights, tiny, weights
 from torch import nn
 
-from dotlib import evaluation, losses, machine, memory, trainer
+from dotlib import inference, losses, machine, memory, trainer
 from dotlib.config import Model
 from dotlib.models import autoencoder
 
@@ -47,7 +47,7 @@ def test_kept_bytes_are_linear_in_the_batch(name):
     model = autoencoder.build(chosen, 16, 0, torch.ones(2), torch.ones(2)).to(memory_format=torch.channels_last_3d)
 
     def size(n):
-        x = evaluation.prepared(torch.rand(n, 2, 16, 16, 16))
+        x = inference.prepared(torch.rand(n, 2, 16, 16, 16))
         return memory.kept(lambda: losses.rmse(model(x), x), model)
 
     assert size(8) - size(4) == 2 * (size(4) - size(2)) > 0.4 * size(8)
@@ -57,9 +57,9 @@ def test_kept_bytes_are_linear_in_the_batch(name):
 @pytest.mark.parametrize("name", ["legacy", "stage1"])
 def test_checkpointing_keeps_less(name):
     c = tiny(model__name=name)
-    x = evaluation.prepared(torch.rand(4, 2, 16, 16, 16))
+    x = inference.prepared(torch.rand(4, 2, 16, 16, 16))
     plain, again = (
-        evaluation.network(c.model_copy(update={"training": c.training.model_copy(update={"checkpointing": on})}))
+        inference.network(c.model_copy(update={"training": c.training.model_copy(update={"checkpointing": on})}))
         for on in (False, True)
     )
     assert memory.kept(lambda: again(x).sum(), again) < 0.8 * memory.kept(lambda: plain(x).sum(), plain)
@@ -170,8 +170,8 @@ def test_automatic_run_is_the_run_with_its_number(tmp_path, monkeypatch, capsys,
 def test_automatic_micro_batch_keeps_to_its_budget(tmp_path, monkeypatch):
     """Of a linear count by this test: what four samples need, and a byte less."""
     c = tiny(epochs=1)
-    model = evaluation.network(c).to(memory_format=torch.channels_last_3d)
-    x = evaluation.prepared(torch.rand(2, 2, 16, 16, 16))
+    model = inference.network(c).to(memory_format=torch.channels_last_3d)
+    x = inference.prepared(torch.rand(2, 2, 16, 16, 16))
     each = memory.kept(lambda: losses.rmse(model.standard(model(x)), model.standard(x)), model) / 2
     needed = 16 * sum(p.numel() for p in model.parameters()) + 4 * each
     for budget, micro in ((needed + 1, 4), (needed - 1, 2)):

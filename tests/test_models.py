@@ -9,7 +9,7 @@ from tiny import tiny
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dotlib import evaluation, losses
+from dotlib import inference, losses
 from dotlib.config import Attention, Links, Model
 from dotlib.data import dataset, phantoms
 from dotlib.models import blocks
@@ -311,7 +311,7 @@ def test_stage1_overfits_a_batch():
 def gradients_of(arm, checkpointing, steps=2):
     """Gradients of the last of some passes, the statistics that they leave, and the state of torch's random numbers."""
     c = tiny(model=ARMS[arm], seed=1, training__checkpointing=checkpointing)
-    model = evaluation.network(c, MEAN, SD).to(memory_format=LAST).train()
+    model = inference.network(c, MEAN, SD).to(memory_format=LAST).train()
     assert {block.recompute for block in model.modules() if isinstance(block, blocks.Block)} == {checkpointing}
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm3d):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import Inline, assert_same_weights, tiny, weights
 
-from dotlib import checkpoint, config, evaluation, perceptual, study, trainer
+from dotlib import checkpoint, config, inference, perceptual, study, trainer
 from dotlib.config import Attention, ConfigError, Features, Loss
 from dotlib.data import dataset
 
@@ -15,7 +15,7 @@ RANDOM = Loss(perceptual=0.5, features=Features(source="random"))
 
 
 def standard_of(c):
-    return evaluation.network(c, *dataset.standard(dataset.load(c.data).volumes("train"))).standard
+    return inference.network(c, *dataset.standard(dataset.load(c.data).volumes("train"))).standard
 
 
 def looked(c, teacher=None, on="cpu", dtype=torch.float32):
@@ -43,7 +43,7 @@ def test_teacher_is_the_same_run_whatever_arm_and_seed_it_serves():
 def test_features_are_the_frozen_networks_stages():
     c = tiny(loss=RANDOM)
     volumes = dataset.load(c.data).volumes("validation")
-    network = evaluation.network(config.replace(c, {"loss": Loss(), "seed": 2000}), *buffers(c)).eval()
+    network = inference.network(config.replace(c, {"loss": Loss(), "seed": 2000}), *buffers(c)).eval()
     expected = list(network.features(volumes).values())
     found = looked(c)(volumes)
     assert len(found) == len(expected) == 2
@@ -69,7 +69,7 @@ def buffers(c):
 
 def test_no_gradient_reaches_the_features_but_one_passes_through_them():
     c = tiny(loss=TRAINED)
-    teacher = evaluation.network(perceptual.teacher_config(c), *buffers(c))
+    teacher = inference.network(perceptual.teacher_config(c), *buffers(c))
     x = dataset.load(c.data).volumes("validation").requires_grad_()
     sum(f.sum() for f in looked(c, teacher)(x)).backward()
     assert x.grad.abs().sum() > 0
@@ -79,7 +79,7 @@ def test_no_gradient_reaches_the_features_but_one_passes_through_them():
 def test_features_do_not_drift_while_a_run_trains(tmp_path):
     """Neither weights nor running statistics."""
     c = tiny(loss=TRAINED)
-    teacher = evaluation.network(perceptual.teacher_config(c), *buffers(c))
+    teacher = inference.network(perceptual.teacher_config(c), *buffers(c))
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     trainer.fit(c, tmp_path, teacher=teacher)
     assert_same_weights(teacher.state_dict(), before)

@@ -1,6 +1,8 @@
 """One recording into volumes by the command: files that are written, the frame they are in, and what is refused."""
 
 import re
+import subprocess
+import sys
 
 import ball
 import h5py
@@ -14,7 +16,7 @@ from tiny import RECORDED, tiny
 from torch import nn
 
 from dotlib import __main__ as command
-from dotlib import checkpoint, config, evaluation, reconstruct
+from dotlib import checkpoint, config, inference, reconstruct
 from dotlib.data import phantoms, snirf, store
 
 DATA = RECORDED.model_copy(update={"grid": 16})
@@ -33,7 +35,7 @@ def configured(**changes):
 def saved(path, seed=0, about=True, **changes):
     """A network whose last convolution is awake, as a run leaves it."""
     c = configured(seed=seed, **changes)
-    model = evaluation.network(c)
+    model = inference.network(c)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         model.network.head.weight.copy_(0.1 * torch.randn(model.network.head.weight.shape, generator=generator))
@@ -52,7 +54,7 @@ def models(tmp_path_factory):
     found["silent"] = saved(folder / "silent.pt", about=False)
     c = tiny()
     found["autoencoder"] = folder / "autoencoder.pt"
-    state = {"judged": evaluation.network(c).state_dict()}
+    state = {"judged": inference.network(c).state_dict()}
     checkpoint.save(found["autoencoder"], state, c.digest(), c.model_dump_json())
     return found
 
@@ -129,6 +131,17 @@ def test_dataset_file_gives_volumes_in_its_frame(tmp_path, capsys, recorded, mod
     assert f"largest mua {held['mua'].max():.4f} at ({top[0]}, {top[1]}, {top[2]}) mm" in line
     assert f"largest musp {held['musp'].max():.2f}" in line
     assert f"fitted mua {held['fitted'][0]:.4f}, musp {held['fitted'][1]:.2f} mm^-1" in line
+
+
+def test_command_loads_no_library_that_it_does_not_need(tmp_path, recorded, models):
+    """One recording is answered at once: each of these takes a part of a second."""
+    script = "import sys; from dotlib.__main__ import main; main(sys.argv[1:]); print(*sys.modules)"
+    arguments = ["reconstruct", recorded, "--model", models["seed0"], "--out", tmp_path / "one"]
+    line = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(line, cwd=config.root(), capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert {"torch", "matplotlib.figure", "nibabel", "dotlib.physics.lift"} <= loaded
+    assert not loaded & {"pandas", "sympy", "scipy.stats", "skimage", "exca", "wandb", "IPython"}
 
 
 def test_fit_of_a_recording_is_its_background(capsys, file, models):

@@ -10,7 +10,7 @@ import torch
 from tiny import RECORDED, Inline, Stop, assert_same_run, assert_same_weights, bits, tiny, weights
 from torch import nn
 
-from dotlib import checkpoint, config, evaluation, optim, perceptual, reconstruct, study, trainer
+from dotlib import checkpoint, config, inference, optim, perceptual, reconstruct, study, trainer
 from dotlib.config import TOKEN, ConfigError, Features, Loss, Model, Pretrained
 from dotlib.data import dataset, lifts, samples, simulate, store
 from dotlib.models import autoencoder
@@ -179,7 +179,7 @@ def taught(c, seed=5):
     if not (plain := perceptual.teacher_config(c)):
         return None
     standard = dataset.standard(dataset.load(c.data).volumes("train", dtype=torch.float16))
-    teacher = evaluation.network(plain, *standard)
+    teacher = inference.network(plain, *standard)
     with torch.no_grad():
         for i, value in enumerate(teacher.network.state_dict().values()):
             if value.is_floating_point():
@@ -250,7 +250,7 @@ def test_judgement_is_that_of_the_frozen_tokens(undisturbed):
     data, x = dataset.load(DATA), stored("test")[:, 0]
     truth, fraction = data.volumes("test").numpy().astype("f8"), samples.fractions(data, "test").numpy().astype("f8")
     with torch.no_grad():
-        found = evaluation.trained(c, folder)(x).numpy().astype("f8")
+        found = inference.trained(c, folder)(x).numpy().astype("f8")
     fitted = x[:, -2:, 0].numpy().astype("f8")[..., None] * fraction
     inside = data.tissue("test").numpy().reshape(len(x), 1, -1)
     own, reference = (((v - truth) ** 2).reshape(len(x), 2, -1) * inside for v in (found, fitted))
@@ -264,7 +264,7 @@ def test_command_answers_as_the_judgement_did(undisturbed):
     """From the file of readings; and with every pair, of which there are more than in training."""
     c, folder, _ = undisturbed("tokens")
     data = dataset.load(DATA)
-    expected = evaluation.predict(evaluation.trained(c, folder), samples.of(c, data, "test").frozen())
+    expected = inference.predict(inference.trained(c, folder), samples.of(c, data, "test").frozen())
     known, models = reconstruct.networks([folder / "last.pt"])
     for p, index in list(enumerate(np.flatnonzero(data.labels == 2)))[:2]:
         found = reconstruct.reconstruct(reconstruct.from_dataset(data.path, int(index), known), known, models)
@@ -278,10 +278,10 @@ def test_network_learns_what_eight_phantoms_tokens_say(home, tmp_path):
     """With another phantom's tokens it does worse."""
     c = lifted(data=DATA.model_copy(update={"train": 8}), epochs=60, model__width=4, optim__lr=3e-3, training__batch=4)
     loss = trainer.fit(c, tmp_path).epochs.train_loss
-    part, model = samples.of(c, dataset.load(c.data), "train"), evaluation.trained(c, tmp_path)
+    part, model = samples.of(c, dataset.load(c.data), "train"), inference.trained(c, tmp_path)
     truth, x = part.truth.float(), part.frozen()
     own, other = (
-        ((evaluation.predict(model, seen) - truth) / truth.amax((0, 2, 3, 4), keepdim=True)).square().mean().sqrt()
+        ((inference.predict(model, seen) - truth) / truth.amax((0, 2, 3, 4), keepdim=True)).square().mean().sqrt()
         for seen in (x, x.roll(1, 0))
     )
     assert loss.iloc[-5:].mean() < 0.7 * loss.iloc[0] and own < 0.85 * other, (own, other)
@@ -308,7 +308,7 @@ def test_decoder_is_the_autoencoders_to_begin_with(arm, home, tmp_path, monkeypa
     monkeypatch.setattr(optim, "optimiser", noted)
     teacher = taught(c).network.state_dict()
     trainer.fit(c, tmp_path, teacher=taught(c))
-    mine = evaluation.network(c).network.state_dict()
+    mine = inference.network(c).network.state_dict()
     decoder = {name for name in begun if name.startswith(("from_code.", "decoder.", "head."))}
     assert decoder == {name for name in teacher if name.startswith(("from_code.", "decoder.", "head."))}
     for name, value in begun.items():
@@ -338,7 +338,7 @@ def test_autoencoder_is_the_same_run_whatever_arm_and_seed_it_serves(home):
 
 def test_what_an_arm_adds_to_the_decoder_starts_as_it_would(home):
     c = lifted("code", model__depth=2, model__dropout=0.1)
-    model = evaluation.network(c)
+    model = inference.network(c)
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
     perceptual.start(c, model, taught(c))
     added = [name for name in before if name.startswith("added.decoder")]
@@ -392,7 +392,7 @@ def test_reconstruction_too_may_be_judged_through_features(source, home):
     """Of an autoencoder of volumes, whatever the run's network sees."""
     numbers = {"epochs": 2, "batch": 8} if source == "trained" else {}
     c = lifted(loss=Loss(perceptual=0.5, features=Features(source=source, **numbers)))
-    model = evaluation.network(c, MEAN, SD)
+    model = inference.network(c, MEAN, SD)
     look = perceptual.features(c, model.standard, taught(c), "cpu", torch.float32)
     volumes = dataset.load(DATA).volumes("validation")
     assert [len(found) for found in look(volumes)] == [len(volumes)] * 2

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import RECORDED, Inline, Stop, assert_same_run, tiny
 
-from dotlib import checkpoint, config, evaluation, metrics, optim, reconstruct, trainer
+from dotlib import checkpoint, config, evaluation, inference, metrics, optim, reconstruct, trainer
 from dotlib.data import dataset, lifts, phantoms, samples, simulate, store
 
 DATA = RECORDED.model_copy(update={"grid": 16, "fractions": (4, 1, 1)})
@@ -100,7 +100,7 @@ def test_judgement_is_that_of_the_frozen_draw(undisturbed):
     truth, fraction = data.volumes("test").numpy().astype("f8"), samples.fractions(data, "test")
     x = samples.joined(draw, fraction)
     with torch.no_grad():
-        found = evaluation.trained(c, folder)(evaluation.prepared(x)).numpy().astype("f8")
+        found = inference.trained(c, folder)(inference.prepared(x)).numpy().astype("f8")
     level = draw[:, 6:].float().amax((2, 3, 4)).numpy().astype("f8")[..., None, None, None]
     share, (tissue, covered) = fraction.numpy().astype("f8"), masks()
     assert 0 < (covered & tissue).sum() < tissue.sum()
@@ -149,7 +149,7 @@ def nrmse(learned, change):
     truth, x = part.truth.float(), part.frozen().clone()
     change(x)
     best = evaluation.homogeneous(truth, part.fraction.float())
-    found = evaluation.predict(evaluation.trained(c, folder), x)
+    found = inference.predict(inference.trained(c, folder), x)
     return [metrics.nrmse(volumes, truth, tissue).mean(0).numpy() for volumes in (found, best)]
 
 
@@ -182,7 +182,7 @@ def test_command_answers_as_the_judgement_did(undisturbed):
     """From the file of readings, the pairs, lift and volumes of each test phantom's frozen draw."""
     c, folder, _ = undisturbed
     data = dataset.load(DATA)
-    expected = evaluation.predict(evaluation.trained(c, folder), samples.of(c, data, "test").frozen())
+    expected = inference.predict(inference.trained(c, folder), samples.of(c, data, "test").frozen())
     known, models = reconstruct.networks([folder / "last.pt"])
     for p, index in list(enumerate(np.flatnonzero(data.labels == 2)))[:2]:
         recording = reconstruct.from_dataset(data.path, int(index), known)

@@ -10,13 +10,23 @@ import torch
 from judged import errors, judged, places
 from seen import BASE, MUA, MUSP, made_up, table
 
-from dotlib import arms, checkpoint, config, evaluation, machine, reconstruction_records, reconstruction_times
+from dotlib import (
+    arms,
+    checkpoint,
+    config,
+    evaluation,
+    inference,
+    machine,
+    reconstruction_records,
+    reconstruction_times,
+)
 from dotlib import reconstruction_judgement as judgement
 from dotlib.config import CHANNELS, LIFTED
 from dotlib.data import classical, phantoms, samples
 from dotlib.reconstruction_judgement import (
     BEST,
     ENSEMBLE,
+    ENSEMBLES,
     FITTED,
     LESIONS,
     RUN,
@@ -77,8 +87,8 @@ def judging(monkeypatch):
     """`judge(keys, settings)`: a judge of made-up networks, whose volumes are on 16^3 voxels."""
     runs = {}
     monkeypatch.setattr(machine, "device", lambda: "cpu")
-    monkeypatch.setattr(evaluation, "trained", lambda c, folder, on: network(runs[folder]))
-    monkeypatch.setattr(evaluation, "predict", lambda model, seen, dtype: model(seen.float()))
+    monkeypatch.setattr(inference, "trained", lambda c, folder, on: network(runs[folder]))
+    monkeypatch.setattr(inference, "predict", lambda model, seen, dtype: model(seen.float()))
 
     def make(keys=KEYS, settings=SETTINGS):
         wanted = {key: Made(*key) for key in keys}
@@ -199,6 +209,12 @@ def test_ensemble_is_the_mean_of_the_seeds(judge, home):
     torch.testing.assert_close(found[ENSEMBLE, 0], mean)
     inside = home.regions.tissue[:, None].expand_as(mean)
     assert (mean[:, :1][inside[:, :1]] / MUA).mean() == pytest.approx(1.05, rel=1e-3)
+
+
+def test_larger_networks_have_ensembles_of_their_own(judge, home):
+    found = judge([(NETWORK, 0), (LONGER, 0), (LONGER, 1), (SNR, 0), (SNR, 1)], {}).volumes(home)
+    assert {arm for arm, _ in found if arm.startswith(ENSEMBLE)} == {ENSEMBLES[LONGER]}
+    torch.testing.assert_close(found[ENSEMBLES[LONGER], 0], (found[LONGER, 0] + found[LONGER, 1]) / 2)
 
 
 def test_one_seed_is_no_ensemble(judge, home):
@@ -433,7 +449,7 @@ class Saved(Made):
         self.config = self.config.model_copy(update={"data": BASE, "test": None, "model": model})
         self.asked, chance = folder, torch.Generator().manual_seed(seed)
         folder.mkdir()
-        self.network = evaluation.network(self.config)
+        self.network = inference.network(self.config)
         with torch.no_grad():
             weight = self.network.network.head.weight
             weight.copy_(0.3 * torch.randn(weight.shape, generator=chance))

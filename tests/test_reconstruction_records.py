@@ -172,9 +172,53 @@ def test_calibration_and_times_are_taken_over_together(record):
     assert found.calibration is record.calibration and found.times is record.times
 
 
-@pytest.mark.parametrize("other", [{"truth": 0.26}, {"sets": ("home",)}])
-def test_other_sets_are_not_joined(record, other):
-    assert refused(records.joined, made_up([(OURS, 0)], **other), record).startswith("runs/: judged on other sets")
+def test_other_phantoms_are_not_joined(record):
+    other = made_up([(OURS, 0)], truth=0.26)
+    assert refused(records.joined, other, record).startswith("runs/: judged on other phantoms")
+
+
+def test_other_numbers_of_phantoms_are_not_joined(record):
+    own = made_up([(OURS, 2)])
+    fewer = dataclasses.replace(own, values=own.values[own.values["phantom"] == 0])
+    for pair in ((fewer, record), (record, fewer)):
+        assert refused(records.joined, *pair).startswith("runs/: judged on other phantoms")
+
+
+def test_what_else_is_true_of_a_set_is_kept(record):
+    """Facts that one judgement has and the other has not, as what readings tell of an inclusion."""
+    fact = record.values[record.values["arm"] == TRUTH].assign(metric="crc_sd_noise", value=0.5)
+    known = dataclasses.replace(record, values=pd.concat([record.values, fact]))
+    for found in (records.joined(made_up([(OURS, 2)]), known), records.joined(known, made_up([(OURS, 2)]))):
+        assert len(found.chosen(TRUTH, "home", "crc_sd_noise", "mua")) == 2
+        assert by_key(found).index.is_unique
+
+
+def test_run_does_not_lose_a_set(record):
+    line = refused(records.joined, made_up([(OURS, 0), (OURS, 2)], sets=("home",)), record)
+    assert line.startswith(f"runs/: {OURS}, seed 0, was judged on none too")
+
+
+def test_other_runs_may_have_other_sets(record):
+    """A set that one of both has is taken with all that was judged on it, and what both have from the new one."""
+    more, other = "reconstruct-more", "Tikhonov"
+    own = made_up([(more, 0), (more, 1), (other, 0)], sets=("home", "deep"))
+    own = dataclasses.replace(own, runs=own.runs[:2])
+    earlier = made_up([(OURS, 0), (OURS, 1), (THEIRS, 0), (other, 0)])
+    earlier = dataclasses.replace(earlier, runs=earlier.runs[:3])
+    found = records.joined(own, earlier)
+    sets = found.values.groupby(["arm", "seed"])["set"].agg(lambda names: sorted(set(names))).to_dict()
+    assert sets == {
+        (OURS, 0): ["home", "none"], (OURS, 1): ["home", "none"], (THEIRS, 0): ["home"],
+        (more, 0): ["deep", "home"], (more, 1): ["deep", "home"],
+        (other, 0): ["deep", "home", "none"], (TRUTH, 0): ["deep", "home", "none"],
+    }  # fmt: skip
+    after, mine, theirs = by_key(found), by_key(own), by_key(earlier)
+    assert after.index.is_unique
+    pd.testing.assert_series_equal(after[mine.index], mine)
+    rest = theirs.index.difference(mine.index)
+    pd.testing.assert_series_equal(after[rest], theirs[rest])
+    assert len(after) == len(mine) + len(rest)
+    assert len(found.runs) == 5 and len(found.lesions) == 12
 
 
 def test_chosen_are_the_rows_of_one_method_set_metric_and_channel(record):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dotlib import arms, factors, reconstructions
+from dotlib import arms, factors, recipes, reconstructions
 from dotlib.config import PROFILES
 from dotlib.reconstructions import ARMS, STUDIES
 
@@ -25,6 +25,13 @@ def test_arm_differs_in_its_factor_alone(name, size):
     else:
         assert found == fields
     factors.require(name, arms.arm(name, size), arms.arm(against, size))
+
+
+@pytest.mark.parametrize("size", PROFILES)
+def test_longer_arms_take_four_times_as_many_steps(size):
+    """To the rounding of an epoch to whole batches, whatever the number of phantoms."""
+    steps = {name: recipes.steps(arms.arm(f"reconstruct{name}", size)) for name in ("", "-longer", "-symmetry-longer")}
+    assert steps["-longer"] == pytest.approx(4 * steps[""], rel=0.01) and steps["-symmetry-longer"] == 4 * steps[""]
 
 
 def test_every_arm_is_in_a_study_beside_what_it_is_compared_with():

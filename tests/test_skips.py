@@ -7,7 +7,7 @@ from scipy import stats
 from tiny import bits, tiny
 from torch import nn
 
-from dotlib import config, evaluation
+from dotlib import config, inference
 from dotlib.config import ConfigError, Links, Model
 from dotlib.data import phantoms
 from dotlib.models import skips
@@ -275,7 +275,7 @@ def test_dropout_drops_whole_maps_at_its_rate(name, rate):
 def test_dropout_is_nothing_to_a_network_that_is_judged(name):
     x = volumes(GRIDS[name])
     models = [network(name, dropout=rate).eval() for rate in (0.5, 0.0)]
-    assert torch.equal(evaluation.predict(models[0], x), evaluation.predict(models[1], x))
+    assert torch.equal(inference.predict(models[0], x), inference.predict(models[1], x))
     with torch.no_grad():
         assert not torch.equal(models[0].train()(x), models[1].train()(x))
 

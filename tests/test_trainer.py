@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import CLOCKED, EPOCHS, RUNS, TRAIN, assert_same_run, assert_same_weights, every_step, tiny, weights
 
-from dotlib import checkpoint, config, evaluation, machine, provenance, trainer
+from dotlib import checkpoint, config, inference, machine, provenance, trainer
 from dotlib.data import dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,7 +33,7 @@ def plain_loop(c):
     values = train.double().numpy().swapaxes(0, 1)
     tissue = values[1] > 0
     mean, sd = (torch.tensor([f(v[tissue]) for v in values], dtype=torch.float32) for f in (np.mean, np.std))
-    model = evaluation.network(c, mean, sd).to(memory_format=torch.channels_last_3d)
+    model = inference.network(c, mean, sd).to(memory_format=torch.channels_last_3d)
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     adam, batch = c.optim.name == "adam", c.training.batch
     if adam:
@@ -199,7 +199,7 @@ def test_info_says_what_the_run_was(reference, name):
     info = history.info
     assert config.Config.model_validate(info["config"]) == c
     assert info["data"] == dataset.load(c.data).digest
-    assert info["parameters"] == sum(p.numel() for p in evaluation.network(c).parameters())
+    assert info["parameters"] == sum(p.numel() for p in inference.network(c).parameters())
     assert info["precision"] == {"fp32": "float32", "bf16": "bfloat16"}[c.training.precision]
     assert info["samples_seen"] == EPOCHS * TRAIN
     assert info["samples_per_second"] == pytest.approx(EPOCHS * TRAIN / history.epochs.seconds.sum())

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import EVERYTHING, assert_same_weights, tiny, weights
 
-from dotlib import config, evaluation, losses, trainer
+from dotlib import config, evaluation, inference, losses, trainer
 from dotlib.data import augment, dataset, lifts, noise, phantoms, probe, samples, sampling, split
 from dotlib.data.store import StoreError
 
@@ -30,8 +30,8 @@ def test_validation_terms_are_those_of_clean_volumes_under_the_weights(reference
     """No augmentation, no dropout: the criterion of what the judged network makes of the validation set."""
     c, folder, history = reference["everything"]
     volumes = dataset.load(c.data).volumes("validation", dtype=torch.float16)
-    model = evaluation.trained(c, folder)
-    predicted = evaluation.predict(model, volumes)
+    model = inference.trained(c, folder)
+    predicted = inference.predict(model, volumes)
     expected = losses.LOSSES["ssim"](predicted, volumes.float(), c.loss.channels)
     assert history.epochs["validation_ssim"].iloc[-1] == pytest.approx(expected.item(), rel=1e-5)
 
@@ -43,14 +43,14 @@ def test_loss_of_one_term_has_no_columns_of_its_own(reference):
 
 def given_to_network(monkeypatch, c, folder):
     """What the network is shown in training, step by step, each step's micro-batches joined."""
-    seen, plain = [], evaluation.autoencoder.Autoencoder.forward
+    seen, plain = [], inference.autoencoder.Autoencoder.forward
 
     def look(self, x):
         if self.training:
             seen.append(x.detach().clone())
         return plain(self, x)
 
-    monkeypatch.setattr(evaluation.autoencoder.Autoencoder, "forward", look)
+    monkeypatch.setattr(inference.autoencoder.Autoencoder, "forward", look)
     trainer.fit(c, folder)
     n = c.training.batch // (c.training.micro or c.training.batch)
     trial, steps = seen[:1], seen[1:]
@@ -105,7 +105,7 @@ def test_run_is_judged_on_the_test_set_that_it_names(tmp_path):
     other = config.Data(family="small", phantoms=24, fractions=(4, 1, 1), grid=16, seed=5)
     c = tiny(epochs=1, test=other)
     history, data = trainer.fit(c, tmp_path), dataset.load(other)
-    expected = evaluation.judge(evaluation.trained(c, tmp_path), data)
+    expected = evaluation.judge(inference.trained(c, tmp_path), data)
     last = history.metrics[history.metrics["checkpoint"] == "last"].drop(columns="checkpoint")
     assert last.reset_index(drop=True).equals(expected)
     assert history.info["test"] == data.part_digest("test") != dataset.load(c.data).part_digest("test")
@@ -152,6 +152,6 @@ def test_every_part_of_a_run_with_everything_is_trained(reference):
     """No weight stays where its initialisation put it."""
     c, folder, _ = reference["everything"]
     assert c.model == EVERYTHING["model"]
-    start = evaluation.network(c).state_dict()
+    start = inference.network(c).state_dict()
     moved = [name for name, value in weights(c, folder).items() if not torch.equal(value, start[name])]
     assert all(name in moved for name in start if name.endswith("weight"))

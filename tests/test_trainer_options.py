@@ -21,7 +21,7 @@ from tiny import (
 )
 from torch import nn
 
-from dotlib import checkpoint, config, evaluation, losses, optim, trainer
+from dotlib import checkpoint, config, evaluation, inference, losses, optim, trainer
 from dotlib.data import dataset, samples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,7 +60,7 @@ def test_average_is_what_is_judged(tmp_path, monkeypatch):
         else:
             assert tensor == steps[-1]
     assert_same_weights(checkpoint.load(tmp_path / "last.pt", c.digest())["model"], seen["after"][-1])
-    model, data = evaluation.network(c), dataset.load(c.data)
+    model, data = inference.network(c), dataset.load(c.data)
     model.load_state_dict(found)
     model = model.to(memory_format=torch.channels_last_3d)
     shown, tissue = samples.of(c, data, "validation"), data.tissue("validation")
@@ -75,7 +75,7 @@ def test_schedule_free_is_judged_by_its_average_and_its_statistics(tmp_path, mon
     c, seen = tiny(**FREE, epochs=2), snapshots(monkeypatch)
     trainer.fit(c, tmp_path)
     state = checkpoint.load(tmp_path / "last.pt", c.digest())
-    model, y = evaluation.network(c), seen["after"][-1]
+    model, y = inference.network(c), seen["after"][-1]
     numbers = [name for name, p in model.named_parameters() if p.ndim > 1]
     numbers += [name for name, p in model.named_parameters() if p.ndim <= 1]  # as the optimiser's groups have them
     for i, name in enumerate(numbers):
@@ -94,7 +94,7 @@ def test_schedule_free_is_judged_by_its_average_and_its_statistics(tmp_path, mon
 
 def plain_norms(*arguments):
     """A network whose samples do not see each other."""
-    model = evaluation.network(*arguments)
+    model = inference.network(*arguments)
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm3d):
@@ -226,7 +226,7 @@ def test_milestones_are_kept(tmp_path):
     for folder in (tmp_path, other):
         assert sorted(path.name for path in folder.glob("epoch-*")) == ["epoch-2.pt", "epoch-3.pt"]
         for epoch in (2, 3):
-            model = evaluation.trained(c, folder, f"epoch-{epoch}")
+            model = inference.trained(c, folder, f"epoch-{epoch}")
             assert_same_weights(model.state_dict(), seen[epoch])
             assert not model.training
     assert not torch.equal(seen[2]["network.head.weight"], seen[3]["network.head.weight"])

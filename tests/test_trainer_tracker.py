@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import CLOCKED, EPOCHS, TRAIN, Stop, assert_same_run, tiny
 
-from dotlib import evaluation, trainer
+from dotlib import inference, trainer
 from dotlib.data import dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,7 +47,7 @@ def test_tracker_is_told_and_changes_nothing(tmp_path, reference, name):
     assert {len(steps) for _, steps in told.values()} == {TRAIN // c.training.batch}
     volume = dataset.load(c.data).volumes("validation")[:1].half()
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[c.training.precision]
-    predicted = evaluation.predict(evaluation.trained(c, folder), volume, dtype)
+    predicted = inference.predict(inference.trained(c, folder), volume, dtype)
     for name, values in (("truth", volume.float()), ("prediction", predicted)):
         for i, channel in enumerate(("mua", "musp")):
             expected = values[0, i, :, :, 8].numpy() / volume[0, i].float().numpy().max()

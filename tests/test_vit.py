@@ -5,7 +5,7 @@ import torch
 from tiny import tiny
 from torch import nn
 
-from dotlib import config, evaluation, memory
+from dotlib import config, inference, memory
 from dotlib.config import Attention, ConfigError, Links, Model
 from dotlib.models import vit
 from dotlib.models.autoencoder import NETWORKS, build
@@ -233,10 +233,10 @@ def test_vit_refuses_what_needs_stages(field, value):
 def test_checkpointing_keeps_less(name, share):
     """Of a block nothing but its tokens, which most of a ViT consists of."""
     c = tiny(model__name=name, model__width=4)
-    x = evaluation.prepared(torch.rand(2, 2, 16, 16, 16))
+    x = inference.prepared(torch.rand(2, 2, 16, 16, 16))
 
     def kept(on):
-        model = evaluation.network(config.replace(c, {"training.checkpointing": on}))
+        model = inference.network(config.replace(c, {"training.checkpointing": on}))
         return memory.kept(lambda: model(x).sum(), model)
 
     assert kept(True) < share * kept(False)

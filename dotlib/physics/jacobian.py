@@ -188,6 +188,7 @@ def _slopes(system: System, optode: Operator) -> tuple[Tensor, Tensor]:
         weights = optodes.weights(system.cells, optode.cell, points, D, system.A)
         # differentiated twice, which gives derivatives along one direction, and needs less than forward mode does
         direction = torch.zeros_like(weights, requires_grad=True)
-        by_points, by_D = torch.autograd.grad(weights, (points, D), direction, create_graph=True)
+        along = (weights * direction).sum()  # a number: given a direction, torch would load sympy for a second
+        by_points, by_D = torch.autograd.grad(along, (points, D), create_graph=True)
         moved = (by_points * optode.shift).sum()
         return tuple(torch.autograd.grad(total, direction, retain_graph=True)[0] for total in (moved, by_D.sum()))

@@ -1,16 +1,21 @@
 """Pictures of volumes and result tables, in the thesis's style."""
 
+from __future__ import annotations
+
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogFormatter, MaxNLocator
+
+if TYPE_CHECKING:
+    import pandas as pd  # which a picture of one recording does not wait for
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 TEXT_WIDTH = 418 / 72.27  # inches: a LaTeX text line of 418 pt, 72.27 pt to the inch

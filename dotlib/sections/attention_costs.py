@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import arms, losses, perceptual, stats
 from ..config import PROFILES, Attention, Config, Loss, Model, replace
-from ..evaluation import network
 from ..improvements import GATES
+from ..inference import network
 from ..models.attention import KINDS
 from ..models.autoencoder import NETWORKS, Autoencoder
 from ..models.blocks import Standard

@@ -6,7 +6,7 @@ import torch
 
 from .. import arms
 from ..data import phantoms
-from ..evaluation import network
+from ..inference import network
 from ..localisation import GRADIENT, INPUT, MAP, MUA, NORM, RANDOM, entering, gate_of
 from ..stats import Interval
 from .attention_costs import GROUPS, PLAIN

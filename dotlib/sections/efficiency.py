@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import losses, machine, memory, stats, trainer
 from ..config import Config, Profile, replace
-from ..evaluation import mixed, network
+from ..inference import mixed, network
 from .naive import CONTIGUOUS, naive_loop
 from .roofline import product_speed
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from .. import stats
-from ..reconstruction_judgement import BEST, ENSEMBLE, FITTED, LIFTED, METHODS, SHUFFLED
+from ..reconstruction_judgement import BEST, ENSEMBLES, FITTED, LIFTED, METHODS, SHUFFLED
 from ..reconstruction_records import TRUTH
 from ..reconstruction_sets import HOME
 from ..reconstructions import CONTROL, OURS, SHORT_CONTROL
@@ -18,7 +18,7 @@ from .measured import over_seeds, standing, text
 CONTROLS = (BEST, FITTED, CONTROL, SHORT_CONTROL, SHUFFLED)
 CLASSICAL = (LIFTED, *METHODS.values())
 GAUSS_NEWTON = METHODS["gaussian"]
-ORDER = (*CONTROLS, *CLASSICAL, *OURS, ENSEMBLE)  # of methods, the others after them
+ORDER = (*CONTROLS, *CLASSICAL, *OURS, *ENSEMBLES.values())  # of methods, the others after them
 FIDELITY = {
     "nrmse": "nrmse", "covered": "nrmse_covered", "not covered": "nrmse_uncovered", "skill": "skill_homogeneous",
     "skill covered": "skill_homogeneous_covered", "SSIM": "ssim",
@@ -96,7 +96,7 @@ def contrasts(record) -> pd.DataFrame:
     """
     rows = []
     found = methods(record)
-    for arm in [arm for arm in found if arm in (*OURS, ENSEMBLE)]:
+    for arm in [arm for arm in found if arm in (*OURS, *ENSEMBLES.values())]:
         for other in [other for other in found if other in (*CLASSICAL, *CONTROLS)]:
             for part, metric in ERRORS.items():
                 one = effect(record, arm, other, metric)

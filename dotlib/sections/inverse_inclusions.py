@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ..metrics_regions import LEAST_CONTRAST
-from ..reconstruction_judgement import BEST, ENSEMBLE, FITTED, SHUFFLED
+from ..reconstruction_judgement import BEST, ENSEMBLES, FITTED, SHUFFLED
 from ..reconstruction_limits import NOISE, TISSUE
 from ..reconstruction_records import TRUTH
 from ..reconstruction_sets import FRESH, HOME
@@ -213,7 +213,7 @@ def targets(record, arm: str = NETWORK) -> pd.DataFrame:
 def lesion_curves(record) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Free-response curves of mua, means over seeds, and their operating points: method, recall, false_lesions."""
     rows = _lesions(record)
-    rows = rows[~rows["arm"].isin((*FLAT, ENSEMBLE))]
+    rows = rows[~rows["arm"].isin((*FLAT, *ENSEMBLES.values()))]
     wide = rows.groupby(["arm", "threshold"], as_index=False, sort=False)[["recall", "false_lesions"]].mean()
     points = rows[rows["operating"]].groupby("arm")[["recall", "false_lesions"]].mean()
     return wide.rename(columns={"arm": "method"}), points.rename_axis("method").reset_index()

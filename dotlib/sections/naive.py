@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from .. import machine
 from ..config import Config
 from ..data import dataset
-from ..evaluation import mixed, network
+from ..inference import mixed, network
 
 CONTIGUOUS = torch.contiguous_format
 

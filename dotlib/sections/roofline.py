@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import evaluation, losses, optim
+from .. import inference, losses, optim
 from ..config import Config
 from .step_profile import PRODUCTS, class_of
 
@@ -91,7 +91,7 @@ def step_cost(config: Config, dtype: torch.dtype, batch: int | None = None) -> p
     """
     size, grid = batch or config.training.batch, config.data.grid
     with FakeTensorMode():
-        model = evaluation.network(config).train()
+        model = inference.network(config).train()
         for p in model.parameters():  # `to` cannot swap these
             p.data = p.data.contiguous(memory_format=torch.channels_last_3d) if p.ndim == 5 else p.data
         opt = optim.optimiser(model, config.optim)
@@ -108,9 +108,9 @@ def step_cost(config: Config, dtype: torch.dtype, batch: int | None = None) -> p
 
 def _step(config: Config, model: nn.Module, opt, volumes: Tensor, dtype: torch.dtype, traffic: Traffic) -> None:
     traffic.phase = "data"
-    x = evaluation.prepared(volumes[torch.arange(len(volumes))])
+    x = inference.prepared(volumes[torch.arange(len(volumes))])
     traffic.phase = ""
-    with evaluation.mixed("cpu", dtype):
+    with inference.mixed("cpu", dtype):
         y = model(x)
     standardised = model.standard(y), model.standard(x)
     traffic.phase = "loss"

@@ -44,7 +44,7 @@ NAMES = (  # the first that matches the operator's name
 )  # fmt: skip
 RANGES = (  # whatever happens in these functions is theirs
     ("loss", r"dotlib.losses\.py"),
-    ("data", r"dotlib.evaluation\.py\(\d+\): prepared"),
+    ("data", r"dotlib.inference\.py\(\d+\): prepared"),
     ("optimiser", r"^Optimizer\.|dotlib.optim\.py|clip_grad_norm_$"),
     ("validation", r"dotlib.trainer\.py\(\d+\): validate"),
     ("checkpoints", r"dotlib.journal\.py\(\d+\): keep"),
