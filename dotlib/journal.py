@@ -59,12 +59,12 @@ class Journal:
             patience and done and done - 1 - self.best_epoch() >= patience
         )
 
-    def keep(self, row: dict, judged: nn.Module) -> None:
+    def keep(self, row: dict, judged: nn.Module, now: bool = False) -> None:
         """Take in an epoch with the weights that it is judged by; write the checkpoints that are due.
 
         They are last.pt, where `save_every` seconds have passed since the last time (0: after each epoch), or more,
-        lest saving takes over a hundredth of the time, or where the run has ended; then best.pt, whose weights last.pt
-        holds too, lest they be of epochs that a kill in between has undone; and milestones.
+        lest saving takes over a hundredth of the time, or `now`, or where the run has ended; then best.pt, whose
+        weights last.pt holds too, lest they be of epochs that a kill in between has undone; and milestones.
         """
         self.epochs.append(row)
         done = len(self.epochs)
@@ -73,7 +73,7 @@ class Journal:
         if done in self.config.training.milestones:
             self._save(f"epoch-{done}.pt", {"judged": weights(judged)})
         start = time.perf_counter()
-        if start - self.saved >= self.wait or self.ended():
+        if now or start - self.saved >= self.wait or self.ended():
             state = {name: part.state_dict() for name, part in self.parts.items()} | {"judged": judged.state_dict()}
             state |= {"epochs": self.epochs, "steps": self.steps, "micro": self.micro, "best": self.best}
             state |= {"makers": [*self.earlier, self.maker]}

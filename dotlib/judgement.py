@@ -80,7 +80,7 @@ def network(run: study.Run, device: str) -> Predictor:
 
     It sees volumes of any grid on its own, and its answer goes back: means over voxels, or linear between centres.
     """
-    model = inference.trained(run.config, Path(run.infra.uid_folder()), on=device)
+    model = inference.trained(run.config, run.path, on=device)
     dtype, grid = machine.precision(run.config.training.precision, device), run.config.data.grid
 
     def predictor(seen: Tensor, tables: np.ndarray) -> Tensor:
@@ -92,7 +92,7 @@ def network(run: study.Run, device: str) -> Predictor:
 
 def weights_of(run: study.Run) -> str:
     """The digest at the end of a run's last checkpoint."""
-    with (Path(run.infra.uid_folder()) / "last.pt").open("rb") as file:
+    with (run.path / "last.pt").open("rb") as file:
         file.seek(-checkpoint.DIGEST, os.SEEK_END)
         return file.read().decode(errors="replace")
 
@@ -130,7 +130,7 @@ def table(finished: Mapping[Key, study.Run], base: Data, store: Path, earlier: J
     trivials = {name: kept(store, f"trivial {data.digest}", on) for name, on in every.items()}
     files = {}
     for key in whole:
-        folder, who = Path(finished[key].infra.uid_folder()), weights_of(finished[key])
+        folder, who = finished[key].path, weights_of(finished[key])
         files |= {(key, name): kept(folder, who, on) for name, on in every.items() if asked(key[0], name)}
     _compute(every, data, trivials, {path: (finished[key], name) for (key, name), path in files.items()})
     frames = [_read(path).assign(seed=0, set=name) for name, path in trivials.items()]
@@ -171,11 +171,11 @@ def _compute(
         return
     machine.prepare(device, torch.float32)
     mean = data.mean("train") if lacking else None
-    folders = {run.infra.uid_folder(): run for run, _ in wanted.values()}
+    folders = {run.path: run for run, _ in wanted.values()}
     networks = {folder: network(run, device) for folder, run in folders.items()}
     with tqdm(total=total, desc="judged", unit="phantom", file=sys.stderr) as bar:
         for name, on in every.items():
-            mine = {path: networks[run.infra.uid_folder()] for path, (run, of) in wanted.items() if of == name}
+            mine = {path: networks[run.path] for path, (run, of) in wanted.items() if of == name}
             plain = predictors(on, mean, device) if name in lacking else {}
             found = judge(mine | plain, on, device, bar.update) if mine or plain else {}
             for path in mine:
@@ -210,7 +210,7 @@ def members(profile: str, store: Path) -> dict[Key, study.Run]:
 
 def completed(wanted: Mapping[Key, study.Run]) -> dict[Key, study.Run]:
     """Those of the runs that came to an end, or diverged."""
-    return {key: run for key, run in wanted.items() if run.infra.status() == "completed"}
+    return {key: run for key, run in wanted.items() if run.done()}
 
 
 def elsewhere(earlier: Judged, wanted: Mapping[Key, study.Run]) -> Judged:

@@ -214,7 +214,7 @@ def evidence(profile: str, seeds: int, store: Path, folder: Path) -> Reconstruct
     if profile == "full" and torch.cuda.is_available():
         for name in STUDIES:
             study.results(name, profile, seeds, store)
-    if wanted and all(run.infra.status() == "completed" for run in wanted.values()):
+    if wanted and all(run.done() for run in wanted.values()):
         return everywhere(wanted, profile, reconstruction_tuning.recorded(), store)
     return load(folder / NAME) if (folder / NAME).is_dir() else None
 

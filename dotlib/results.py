@@ -79,7 +79,7 @@ def evidence(name: str, profile: str, seeds: int, store: Path, folder: Path) -> 
         wanted = study.members(name, profile, seeds, store)
     except ConfigError:
         wanted = {}  # tuning is not computed here, or an arm does not fit this profile
-    missing = [run for run in wanted.values() if run.infra.status() != "completed"]
+    missing = [run for run in wanted.values() if not run.done()]
     if profile == "full" and torch.cuda.is_available():
         if not wanted:
             study.results("4.3-tuning", profile, 0, store)

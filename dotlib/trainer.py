@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -23,34 +22,17 @@ from .data import dataset, samples
 from .data.dataset import Dataset
 from .data.samples import Samples
 from .evaluation import judge
+from .history import History
 from .inference import CHANNELS, mixed, network, predict, prepared, trained
 from .journal import Journal
 from .monitor import Monitor
+from .workers import Ended
 
 LOGGED = ("loss", "gradient_norm", "scale")  # what every step leaves on the device, and the terms of the loss
 STREAM, DROPOUT = 3, 7  # of random numbers; phantoms have 1, splits 2, probes 4, noise 5, augmentation 6, sampling 8
 SAVE_EVERY = 10.0  # seconds between checkpoints, at least
 CALIBRATION = 4  # batches for new batch statistics, under averaged weights
 AT_ONCE = 64  # phantoms in validation, which takes eight times their volumes in fp32
-
-
-@dataclass(frozen=True)
-class History:
-    """What a run leaves.
-
-    `epochs`: a row per epoch, whose `seconds` end before tracking and checkpoints; `steps`: a row per optimiser step
-    (loss, gradient norm before clipping, loss scale, terms of a loss that has several, learning rate, beta1, weight
-    decay); `metrics`: a row per (checkpoint, metric, phantom, channel[, inclusion]) of the frozen test set; `info`:
-    parameters, resolved optimiser state, precision, compilation, micro-batch, timing, memory, device, versions, data
-    digest, that of the test phantoms, the code that worked on the run and, where another did so before it was
-    continued, that as `earlier`; `failed`: why the run stopped, empty where it came to its end.
-    """
-
-    epochs: pd.DataFrame
-    steps: pd.DataFrame
-    metrics: pd.DataFrame
-    info: dict
-    failed: str = ""
 
 
 class DivergedError(FloatingPointError):
@@ -82,6 +64,7 @@ def fit(
     tracker: Tracker | None = None,
     save_every: float = SAVE_EVERY,
     teacher: nn.Module | None = None,
+    ending: Callable[[], bool] = lambda: False,
 ) -> History:
     """Train one configuration, or continue it from `folder`, and judge it on its frozen test set.
 
@@ -91,7 +74,7 @@ def fit(
     naming the step, when a loss or a gradient is not finite: no step is taken with it, and the checkpoints are those of
     good epochs. In fp16 a gradient may overflow: its step is skipped, and the loss scale halved. Raises ConfigError
     where fewer phantoms are left to train with than a batch holds. `teacher`: what a perceptual term looks through,
-    or a decoder starts from.
+    or a decoder starts from. Once `ending` says so, the epoch in work is the last: it is kept, and Ended is raised.
     """
     on = on or machine.device()
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,9 +169,12 @@ def fit(
                 first = epoch * per_epoch
                 slices = _slices(judged, validation, dtype) if tracker.wants_slices(epoch) else {}
                 tracker.epoch(row, _steps(journal.steps[first:], columns, first), slices)
-            journal.keep(row, judged)
+            last = ending()
+            journal.keep(row, judged, now=last)
             if report:
                 report(row)
+            if last:
+                raise Ended(f"{folder}: ended after epoch {epoch}, which is kept")
 
     tables = {"last": judge(trained(config, folder, "last", on), test, dtype, config)}
     same = journal.best_epoch() == len(journal.epochs) - 1

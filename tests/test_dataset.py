@@ -103,7 +103,7 @@ def test_key_needs_no_file(folder):
 
 def test_study_sees_to_its_files_before_it_starts_workers(tmp_path, monkeypatch, nothing_computes):
     order = []
-    run = study.Run(config=arms.arm("stage1-adam", "smoke"), data="0", infra={"folder": tmp_path})
+    run = study.Run(config=arms.arm("stage1-adam", "smoke"), data="0", store=tmp_path)
     monkeypatch.setattr(dataset, "prepare", order.append)
     with pytest.raises(pytest.fail.Exception, match="workers were started"):
         study.compute({("a", 0): run, ("a", 1): run})

@@ -301,7 +301,7 @@ def test_what_is_missing_is_all_that_is_computed(runs, table, monkeypatch):
         return plain(predictors, on, *arguments)
 
     monkeypatch.setattr(judgement, "judge", counted)
-    (file,) = Path(runs[0][KEYS[1]].infra.uid_folder()).glob("judged/small-*.csv")
+    (file,) = runs[0][KEYS[1]].path.glob("judged/small-*.csv")
     file.unlink()
     pd.testing.assert_frame_equal(judgement.table(runs[0], TINY, runs[1]), table, check_exact=True)
     assert asked == {"small": 1}

@@ -31,8 +31,7 @@ from dotlib import (
 from dotlib.data import checks, phantoms, simulate, store
 
 ROOT = Path(__file__).resolve().parents[1]
-STATES = ("completed", "not submitted")
-COMMANDS = ("simulate", "check", "study", "status", "judge", "tune", "reconstruct", "workbook", "bench")
+COMMANDS = ("simulate", "check", "study", "status", "runs", "judge", "tune", "reconstruct", "workbook", "bench")
 
 
 @pytest.fixture
@@ -150,7 +149,7 @@ def test_help_lists_every_command(capsys):
     "error", [study.StudyError("a, seed 0: died"), FloatingPointError("nan"), OSError("disk full")]
 )
 def test_failure_ends_with_1_and_its_line(project, capsys, monkeypatch, error):
-    def fail(wanted):
+    def fail(*arguments):
         raise error
 
     monkeypatch.setattr(study, "compute", fail)
@@ -169,7 +168,8 @@ def test_failure_ends_with_1_and_its_line(project, capsys, monkeypatch, error):
 def test_simulate_writes_the_file_that_was_asked_for(project, capsys, monkeypatch, options, changes, workers, name):
     asked = []
 
-    def simulated(c, path, workers):
+    def simulated(c, path, workers, elsewhere):
+        assert elsewhere is None
         asked.append((c, workers))
         path.parent.mkdir(exist_ok=True)
         store.write(path, three(0, 0, 1), {"legend": checks.LEGEND})
@@ -190,7 +190,7 @@ def three(*faults):
 
 def test_simulate_without_a_usable_phantom_ends_with_1(project, capsys, monkeypatch):
     attributes = {"legend": checks.LEGEND}
-    monkeypatch.setattr(simulate, "simulate", lambda c, path, workers: store.write(path, three(2, 1, 1), attributes))
+    monkeypatch.setattr(simulate, "simulate", lambda c, path, *_: store.write(path, three(2, 1, 1), attributes))
     assert command.main(["simulate", "--profile", "smoke", "--out", "own.h5"]) == 1
     out, err = capsys.readouterr()
     assert "3 of them excluded" in out
@@ -211,12 +211,12 @@ def test_status_of_the_full_profile_simulates_nothing(project, capsys, monkeypat
 @pytest.mark.parametrize(("options", "seeds"), [([], 2), (["--seeds", "0"], 2), (["--seeds", "3"], 3)])
 def test_study_computes_arms_times_seeds_in_the_projects_store(project, capsys, monkeypatch, options, seeds):
     asked = []
-    monkeypatch.setattr(study, "compute", asked.append)
+    monkeypatch.setattr(study, "compute", lambda wanted, *how: asked.append(wanted))
     monkeypatch.setattr(trainer, "fit", histories.fit)
     assert command.main(["study", "4.2-baseline", "--profile", "smoke", *options]) == 0
     (wanted,) = asked
     assert list(wanted) == [(arm, seed) for arm in arms.STUDIES["4.2-baseline"].arms for seed in range(seeds)]
-    assert {Path(run.infra.folder) for run in wanted.values()} == {project / "runs"}
+    assert {Path(run.store) for run in wanted.values()} == {project / "runs"}
     assert all(run.config.model == arms.arm(arm, "smoke").model for (arm, _), run in wanted.items())
     assert all(run.config.seed == seed for (_, seed), run in wanted.items())
     assert capsys.readouterr().out.count(" done ") == len(wanted)  # where each run stands, afterwards
@@ -267,7 +267,7 @@ def test_help_and_refusals_load_none_of_the_large_libraries():
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert {"dotlib.__main__", "dotlib.arms"} <= loaded
-    assert not loaded & {"torch", "scipy", "pandas", "numpy", "matplotlib", "exca", "wandb", "dotlib.study"}
+    assert not loaded & {"torch", "scipy", "pandas", "numpy", "matplotlib", "submitit", "wandb", "dotlib.study"}
 
 
 @pytest.fixture
@@ -354,7 +354,7 @@ def test_process_ends_with_the_exit_code(line, code):
 
 
 def test_interruption_is_one_line_and_a_failure(project, capsys, monkeypatch):
-    def interrupt(wanted):
+    def interrupt(*arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(study, "compute", interrupt)
@@ -378,7 +378,7 @@ def test_settings_are_tuned_and_recorded(project, capsys, monkeypatch):
 def test_reconstructions_are_judged_on_the_sets_that_are_named_and_join_the_record(project, capsys, monkeypatch):
     """What is finished; home is always among them, and a run that is recorded from elsewhere stays."""
     asked, arms_of = [], iter([("reconstruct-blind",), ("reconstruct",)])
-    done, missing = (types.SimpleNamespace(infra=types.SimpleNamespace(status=lambda s=s: s)) for s in STATES)
+    done, missing = (types.SimpleNamespace(done=lambda s=s: s) for s in (True, False))
     wanted = {("reconstruct", 0): done, ("reconstruct", 1): missing}
 
     def judge(finished, profile, settings, names=None):

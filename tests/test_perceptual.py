@@ -101,13 +101,13 @@ def test_study_trains_the_features_once_for_all_seeds(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer, "fit", fit_and_note)
     wanted = {
-        ("a", seed): study.Run(config=tiny(loss=TRAINED, seed=seed, epochs=1), data="x+y", infra={"folder": tmp_path})
+        ("a", seed): study.Run(config=tiny(loss=TRAINED, seed=seed, epochs=1), data="x+y", store=tmp_path)
         for seed in range(2)
     }
     study.compute(wanted)
     assert [seed for seed, _ in fitted] == [2000, 0, 1] and fitted[0][1] is None
     teacher = wanted["a", 0].teacher()
-    assert teacher.data == "x" and teacher.infra.status() == "completed"
+    assert teacher.data == "x" and teacher.done()
     for _, given in fitted[1:]:
         assert_same_weights(given.state_dict(), weights(teacher.config, teacher.folder()))
 
@@ -115,11 +115,11 @@ def test_study_trains_the_features_once_for_all_seeds(tmp_path, monkeypatch):
 def test_arms_of_other_phantoms_have_features_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
     a, b = (tiny(loss=TRAINED, epochs=1, data__seed=n) for n in (0, 1))
-    wanted = {(str(n), 0): study.Run(config=c, data=f"d{n}", infra={"folder": tmp_path}) for n, c in enumerate((a, b))}
+    wanted = {(str(n), 0): study.Run(config=c, data=f"d{n}", store=tmp_path) for n, c in enumerate((a, b))}
     study.compute(wanted)
     teachers = [run.teacher() for run in wanted.values()]
     assert teachers[0].folder() != teachers[1].folder()
-    assert {run.infra.status() for run in teachers} == {"completed"}
+    assert all(run.done() for run in teachers)
 
 
 def test_teacher_that_fails_stops_only_those_that_need_it(tmp_path, monkeypatch):
@@ -131,10 +131,10 @@ def test_teacher_that_fails_stops_only_those_that_need_it(tmp_path, monkeypatch)
     monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
     monkeypatch.setattr(trainer, "fit", fit)
     configs = (tiny(loss=loss, epochs=1) for loss in (Loss(), TRAINED))
-    plain, taught = (study.Run(config=c, data="0", infra={"folder": tmp_path}) for c in configs)
+    plain, taught = (study.Run(config=c, data="0", store=tmp_path) for c in configs)
     with pytest.raises(study.StudyError, match=r"^autoencoder of b, seed 0: no memory$"):
         study.compute({("a", 0): plain, ("b", 0): taught})
-    assert plain.infra.status() == "completed" != taught.infra.status()
+    assert plain.done() and not taught.done()
 
 
 def test_users_program_is_looked_through(tmp_path):

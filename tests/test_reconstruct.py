@@ -141,7 +141,7 @@ def test_command_loads_no_library_that_it_does_not_need(tmp_path, recorded, mode
     done = subprocess.run(line, cwd=config.root(), capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
     assert {"torch", "matplotlib.figure", "nibabel", "dotlib.physics.lift"} <= loaded
-    assert not loaded & {"pandas", "sympy", "scipy.stats", "skimage", "exca", "wandb", "IPython"}
+    assert not loaded & {"pandas", "sympy", "scipy.stats", "skimage", "submitit", "wandb", "IPython"}
 
 
 def test_fit_of_a_recording_is_its_background(capsys, file, models):

@@ -163,7 +163,7 @@ def home(recorded, tmp_path_factory):
         for arm in (TOKENS, CODE):
             lifts.prepare(DATA, arm["lift"], folder / "data")
         patch.chdir(folder)
-        patch.setattr(simulate, "_made", lambda *arguments: pytest.fail("simulated"))
+        patch.setattr(simulate, "made", lambda *arguments: pytest.fail("simulated"))
         yield folder
 
 
@@ -289,9 +289,9 @@ def test_network_learns_what_eight_phantoms_tokens_say(home, tmp_path):
 
 def test_study_trains_and_judges_tokens(home, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
-    run = study.Run(config=lifted(epochs=1), data="x+y", infra={"folder": tmp_path})
+    run = study.Run(config=lifted(epochs=1), data="x+y", store=tmp_path)
     study.compute({("tokens", 0): run})
-    assert run.infra.status() == "completed" and run.teacher() is None
+    assert run.done() and run.teacher() is None
     table = run.result().metrics
     assert {"nrmse", "skill_fitted_covered"} <= set(table.metric) and table[table.metric == "nrmse"].value.gt(0).all()
 
@@ -360,13 +360,13 @@ def test_study_trains_the_autoencoder_once_for_all_seeds_and_arms(home, tmp_path
 
     monkeypatch.setattr(trainer, "fit", fit_and_note)
     wanted = {
-        (arm, seed): study.Run(config=lifted(arm, seed=seed, epochs=1), data="x+y", infra={"folder": tmp_path})
+        (arm, seed): study.Run(config=lifted(arm, seed=seed, epochs=1), data="x+y", store=tmp_path)
         for arm, seed in (("code", 0), ("code", 1), ("tokens, pretrained", 0))
     }
     study.compute(wanted)
     assert [entry[:2] for entry in fitted] == [("autoencode", 2000), *(("reconstruct", n) for n in (0, 1, 0))]
     teacher = wanted["code", 0].teacher()
-    assert teacher.data == "x" and teacher.infra.status() == "completed"
+    assert teacher.data == "x" and teacher.done()
     for *_, given in fitted[1:]:
         assert_same_weights(given.state_dict(), weights(teacher.config, teacher.folder()))
 
@@ -379,12 +379,10 @@ def test_autoencoder_that_fails_stops_only_those_that_need_it(home, tmp_path, mo
 
     monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
     monkeypatch.setattr(trainer, "fit", fit)
-    plain, begun = (
-        study.Run(config=lifted(arm, epochs=1), data="0", infra={"folder": tmp_path}) for arm in ("tokens", "code")
-    )
+    plain, begun = (study.Run(config=lifted(arm, epochs=1), data="0", store=tmp_path) for arm in ("tokens", "code"))
     with pytest.raises(study.StudyError, match=r"^autoencoder of b, seed 0: no memory$"):
         study.compute({("a", 0): plain, ("b", 0): begun})
-    assert plain.infra.status() == "completed" != begun.infra.status()
+    assert plain.done() and not begun.done()
 
 
 @pytest.mark.parametrize("source", ["trained", "random"])

@@ -36,7 +36,7 @@ def home(recorded, tmp_path_factory):
         patch.setattr(simulate, "_pace", lambda shard: 1.0)
         lifts.prepare(DATA, LIFT, folder / "data")
         patch.chdir(folder)
-        patch.setattr(simulate, "_made", lambda *arguments: pytest.fail("simulated"))
+        patch.setattr(simulate, "made", lambda *arguments: pytest.fail("simulated"))
         yield folder
 
 

@@ -421,18 +421,15 @@ def test_what_is_judged_on_every_set_is_kept_by_weights_and_settings(monkeypatch
     assert len(asked) == 3 and len(list((tmp_path / "judged").iterdir())) == 3
 
 
-@pytest.mark.parametrize("states", [("completed", "completed"), ("completed", "not submitted")])
+@pytest.mark.parametrize("states", [(True, True), (True, False)])
 def test_evidence_is_of_the_store_where_all_is_done_else_of_the_record(monkeypatch, tmp_path, states):
-    wanted = {
-        (NETWORK, i): types.SimpleNamespace(infra=types.SimpleNamespace(status=lambda s=s: s))
-        for i, s in enumerate(states)
-    }
+    wanted = {(NETWORK, i): types.SimpleNamespace(done=lambda s=s: s) for i, s in enumerate(states)}
     monkeypatch.setattr(judgement, "members", lambda profile, seeds, store: wanted)
     monkeypatch.setattr(judgement.reconstruction_tuning, "recorded", lambda: "settings")
     monkeypatch.setattr(judgement, "everywhere", lambda *arguments: arguments)
     monkeypatch.setattr(judgement, "load", lambda folder: folder)
     found = judgement.evidence("smoke", 0, None, tmp_path)
-    if states[1] == "completed":
+    if states[1]:
         assert found == (wanted, "smoke", "settings", None)
     else:
         assert found is None

@@ -131,7 +131,7 @@ def test_saving_replaces_what_is_no_larger(found, folder):
 
 def wanted_of(keys, store, data="k"):
     configs = {(arm, seed): arms.arm(arm, "smoke", seed) for arm, seed in keys}
-    return {key: study.Run(config=c, data=data, infra={"folder": store}) for key, c in configs.items()}
+    return {key: study.Run(config=c, data=data, store=store) for key, c in configs.items()}
 
 
 def test_runs_of_here_and_of_the_record_are_a_whole(tmp_path):

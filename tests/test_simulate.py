@@ -153,7 +153,7 @@ def test_folder_that_cannot_be_written_is_one_line(stored, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "empty"])
 def test_damaged_shard_is_made_again(recorded, stored, tmp_path, harm):
-    shard = simulate._shards(simulate.Recordings(RECORDED), tmp_path)[1]
+    shard = simulate._shards(simulate.Recordings(RECORDED), tmp_path, "cpu")[1]
     shard.make()
     assert shard.finished()
     content = bytearray(shard.path.read_bytes())
@@ -189,7 +189,7 @@ def kept(path):
     """The shards of the small file, made where its simulation keeps them."""
     parts = path.with_name(path.name + ".parts")
     parts.mkdir()
-    for shard in (shards := simulate._shards(simulate.Recordings(RECORDED), parts)):
+    for shard in (shards := simulate._shards(simulate.Recordings(RECORDED), parts, "cpu")):
         shard.make()
     return shards
 
@@ -198,7 +198,7 @@ def kept(path):
     "other", [{"work": simulate.Recordings(RECORDED.model_copy(update={"seed": 4}))}, {"device": "cuda"}]
 )
 def test_shard_of_another_configuration_or_device_is_refused(stored, tmp_path, other):
-    first = simulate._shards(simulate.Recordings(RECORDED), tmp_path)[0]
+    first = simulate._shards(simulate.Recordings(RECORDED), tmp_path, "cpu")[0]
     first.make()
     with pytest.raises(SimulationError, match=r"0000000\.h5: a shard of another configuration or device"):
         dataclasses.replace(first, **other).finished()

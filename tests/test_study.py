@@ -1,10 +1,8 @@
 """Studies: every run computed once and kept, whatever fails or is started twice."""
 
 import json
-import logging
 import math
 import shutil
-from pathlib import Path
 
 import filelock
 import histories
@@ -13,7 +11,20 @@ import pytest
 import torch
 from tiny import Inline, Stop, a_run, states
 
-from dotlib import arms, config, machine, outcomes, recipes, records, results, study, tracking, trainer
+from dotlib import (
+    arms,
+    checkpoint,
+    config,
+    history,
+    machine,
+    outcomes,
+    recipes,
+    records,
+    results,
+    study,
+    tracking,
+    trainer,
+)
 from dotlib.config import ConfigError
 from dotlib.data import dataset, split
 from dotlib.study import StudyError
@@ -38,7 +49,7 @@ def test_lock_of_another_driver_is_one_line_and_leaves_no_trace(tmp_path, inline
         study.compute({("a", 3): run})
     assert line(error).startswith("a, seed 3: ") and "another process is training this run" in line(error)
     assert str(run.folder()) in line(error)
-    assert run.infra.status() == "not submitted"
+    assert states({0: run}) == {0: "missing"}
 
 
 def test_second_driver_does_not_disturb_the_first(tmp_path, inline, monkeypatch):
@@ -53,7 +64,7 @@ def test_second_driver_does_not_disturb_the_first(tmp_path, inline, monkeypatch)
     monkeypatch.setattr(trainer, "fit", fit_while_another_tries)
     study.compute({("a", 0): a_run(tmp_path)})
     assert len(refused) == 1
-    assert a_run(tmp_path).infra.status() == "completed"
+    assert a_run(tmp_path).done()
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +88,7 @@ BROKEN = ("stage1-onecycle", 1)
 
 def test_diverged_run_is_kept_and_not_tried_again(diverged, nothing_computes):
     wanted, store = diverged
-    assert set(states(wanted()).values()) == {"completed"}
+    assert set(states(wanted()).values()) == {"done"}
     study.compute(wanted())
     history = wanted()[BROKEN].result()
     assert history.failed.startswith("epoch 0, step ") and "learning rate" in history.failed
@@ -214,7 +225,7 @@ def test_arms_of_one_configuration_are_one_run(tmp_path, inline, monkeypatch):
     monkeypatch.setattr(Inline, "submit", lambda self, *work: submitted.append(work) or submit(self, *work))
     wanted = {("a", 0): a_run(tmp_path), ("b", 0): a_run(tmp_path, seed=1), ("same", 0): a_run(tmp_path)}
     study.compute(wanted)
-    assert len(submitted) == 2 and set(states(wanted).values()) == {"completed"}
+    assert len(submitted) == 2 and set(states(wanted).values()) == {"done"}
 
 
 @pytest.mark.parametrize(
@@ -233,33 +244,53 @@ def test_failed_run_is_retried(tmp_path, inline, monkeypatch):
         patch.setattr(trainer, "fit", lambda *arguments, **options: 1 / 0)
         with pytest.raises(StudyError, match=r"^a, seed 0: "):
             study.compute({("a", 0): a_run(tmp_path)})
-    assert a_run(tmp_path).infra.status() == "failed"
+    assert states({0: a_run(tmp_path)}) == {0: "failed"}
     study.compute({("a", 0): a_run(tmp_path)})
     assert len(a_run(tmp_path).result().epochs) == 2
 
 
-def test_failures_are_a_line_each(tmp_path, inline, monkeypatch, caplog):
-    """The library that keeps the results says nothing of its own, neither then nor when their state is read."""
-    logger = logging.getLogger("exca")
-    monkeypatch.setattr(logger, "handlers", [caplog.handler])
-    caplog.set_level(logging.INFO, "exca")
+def test_failures_are_a_line_each(tmp_path, inline, monkeypatch):
     monkeypatch.setattr(trainer, "fit", lambda *arguments, **options: 1 / 0)
     wanted = study.runs(ARMS, "smoke", 1, tmp_path)
     with pytest.raises(StudyError) as error:
         study.compute(wanted)
     assert {row.split(":")[0] for row in str(error.value).splitlines()} == {f"{arm}, seed 0" for arm in ARMS}
-    study.status(wanted)
-    assert not caplog.records
+    assert [run.failure() for run in wanted.values()] == ["division by zero"] * 2
 
 
-def test_damaged_checkpoint_is_one_line_and_its_removal_the_cure(tmp_path, inline):
-    path = a_run(tmp_path).folder() / "last.pt"
+def test_run_with_a_damaged_checkpoint_starts_anew_and_says_so(tmp_path, inline, capfd):
+    path = a_run(tmp_path / "a").folder() / "last.pt"
     path.write_bytes(b"junk")
-    with pytest.raises(StudyError) as error:
-        study.compute({("a", 0): a_run(tmp_path)})
-    assert str(path) in line(error) and "remove it to start anew" in line(error)
-    path.unlink()
-    study.compute({("a", 0): a_run(tmp_path)})
+    for store in "ab":
+        study.compute({("a", 0): a_run(tmp_path / store)})
+    assert f"{path}: damaged, or no checkpoint of dotlib; set aside as last.damaged" in capfd.readouterr().err
+    assert path.with_suffix(".damaged").read_bytes() == b"junk"
+    (a, b) = (a_run(tmp_path / store).result() for store in "ab")
+    assert a.metrics.equals(b.metrics) and a.steps.equals(b.steps)
+
+
+@pytest.mark.parametrize("name", ["history.pt", "last.pt", "best.pt"])
+@pytest.mark.parametrize("how", ["gone", "short"])
+def test_result_whose_files_are_not_whole_is_computed_again(tmp_path, inline, name, how):
+    run = a_run(tmp_path)
+    before = run.result()
+    path = run.path / name
+    whole = path.read_bytes()
+    path.unlink() if how == "gone" else path.write_bytes(whole[:-100])
+    assert not run.done()
+    study.compute({("a", 0): run})
+    assert run.done() and run.result().metrics.equals(before.metrics)
+
+
+def test_history_is_kept_to_the_bit(tmp_path):
+    found = histories.made_up(config.replace(arms.arm("stage1-adam", "smoke"), {"training.precision": "fp32"}))
+    history.save(found, tmp_path / "history.pt", "key")
+    again = history.load(tmp_path / "history.pt", "key")
+    for name in history.TABLES:
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(found, name), check_exact=True)
+    assert (again.info, again.failed) == (found.info, found.failed)
+    with pytest.raises(checkpoint.CheckpointError, match="belongs to configuration key, not to other"):
+        history.load(tmp_path / "history.pt", "other")
 
 
 def resolved(arm, seed):
@@ -270,7 +301,7 @@ def resolved(arm, seed):
 
 
 def folders(wanted):
-    return [run.infra.uid_folder() for run in wanted.values()]
+    return [run.path for run in wanted.values()]
 
 
 def test_runs_are_arms_with_paired_seeds(tmp_path):
@@ -316,7 +347,7 @@ def test_workers_share_the_cores_or_have_a_gpu_each(tmp_path, monkeypatch, gpus,
         def __init__(self, number, context, start, arguments):
             asked.append((number, arguments[1], arguments[2]))
 
-    monkeypatch.setattr(trainer, "fit", lambda *arguments, **options: None)
+    monkeypatch.setattr(trainer, "fit", lambda c, *arguments, **options: histories.made_up(c))
     wanted = study.runs(ARMS[:1], "smoke", seeds, tmp_path)
     for run in list(wanted.values())[:done]:
         run.result()
@@ -324,7 +355,7 @@ def test_workers_share_the_cores_or_have_a_gpu_each(tmp_path, monkeypatch, gpus,
     monkeypatch.setattr(study, "cpu_cores", lambda: cores)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     study.compute(wanted)
-    assert asked == [(workers, threads, gpus > 0)]
+    assert asked == [(workers, threads, gpus)]
 
 
 @pytest.fixture(scope="module")
@@ -339,9 +370,9 @@ def baseline(tmp_path_factory):
 def test_results_are_those_of_every_arm_and_seed(baseline):
     histories = baseline[0]
     assert set(histories) == {(arm, seed) for arm in arms.STUDIES["4.2-baseline"].arms for seed in (0, 1)}
-    for (arm, seed), history in histories.items():
-        assert history.info["config"] == resolved(arm, seed).model_dump(mode="json")
-    assert len({history.info["data"] for history in histories.values()}) == 1  # one test set for all
+    for (arm, seed), one in histories.items():
+        assert one.info["config"] == resolved(arm, seed).model_dump(mode="json")
+    assert len({one.info["data"] for one in histories.values()}) == 1  # one test set for all
 
 
 def test_results_are_kept(baseline, nothing_computes):
@@ -354,12 +385,12 @@ def test_results_are_kept(baseline, nothing_computes):
 def test_tables_join_all_runs(baseline):
     histories = baseline[0]
     metrics, epochs = outcomes.metrics(histories), outcomes.epochs(histories)
-    assert len(metrics) == sum(len(history.metrics) for history in histories.values())
-    for (arm, seed), history in histories.items():
+    assert len(metrics) == sum(len(one.metrics) for one in histories.values())
+    for (arm, seed), one in histories.items():
         rows = metrics[(metrics.arm == arm) & (metrics.seed == seed)].reset_index(drop=True)
-        assert rows[list(history.metrics)].equals(history.metrics)
+        assert rows[list(one.metrics)].equals(one.metrics)
         rows = epochs[(epochs.arm == arm) & (epochs.seed == seed)]
-        assert rows.validation_loss.tolist() == history.epochs.validation_loss.tolist()
+        assert rows.validation_loss.tolist() == one.epochs.validation_loss.tolist()
 
 
 def test_made_up_histories_are_like_real_ones(baseline):
@@ -417,11 +448,12 @@ def test_full_profile_with_a_gpu_is_computed(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(machine, "precision", lambda wanted, on: torch.float32)
     monkeypatch.setattr(study, "compute", asked.append)
-    monkeypatch.setattr(trainer, "fit", lambda c, folder, **options: c.digest())
+    monkeypatch.setattr(trainer, "fit", lambda c, folder, **options: histories.made_up(c))
     found = study.results("4.2-baseline", "full", 1, tmp_path)
     assert [list(wanted) for wanted in asked] == [list(found)]
     fp32 = {"training.precision": "fp32"}
-    assert found["stage1-adam", 0] == config.replace(arms.arm("stage1-adam", "full"), fp32).digest()
+    expected = config.replace(arms.arm("stage1-adam", "full"), fp32).digest()
+    assert found["stage1-adam", 0].info["config_digest"] == expected
 
 
 def test_unknown_study_is_one_line(tmp_path):
@@ -450,4 +482,4 @@ def test_status_says_where_each_run_stands(tmp_path, inline, monkeypatch):
     assert table["seconds left"].isna().tolist() == [False, True, False, True]
     progress = json.loads((started.folder() / "progress.json").read_text())
     assert table["samples/s"][2] == progress["samples_per_second"] and table["seconds left"][0] == 0
-    assert not Path(missing.infra.uid_folder()).exists()
+    assert not missing.path.exists()

@@ -59,7 +59,7 @@ def contents(wanted):
     return {
         (key, path.name): path.stat().st_mtime_ns
         for key, run in wanted.items()
-        if run.infra.status() == "completed"
+        if run.done()
         for path in run.folder().iterdir()
         if path.name != "lock"
     }
@@ -124,10 +124,11 @@ def disturbed(tmp_path_factory, mortal):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    return {key: trainer.fit(run.config, tmp_path_factory.mktemp("run")) for key, run in three(None).items()}
+    wanted = three(tmp_path_factory.mktemp("undisturbed"))
+    return {key: trainer.fit(run.config, run.folder()) for key, run in wanted.items()}
 
 
-UNFINISHED = {("short", 0): "completed", ("short", 1): "completed", ("long", 0): "not submitted"}
+UNFINISHED = {("short", 0): "done", ("short", 1): "done", ("long", 0): "missing"}
 
 
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
@@ -168,7 +169,7 @@ def test_killed_study_ends_as_an_undisturbed_one(disturbed, undisturbed):
 
 
 def test_second_call_computes_nothing(disturbed, nothing_computes):
-    wanted = three(disturbed[0]["long", 0].infra.folder)
+    wanted = three(disturbed[0]["long", 0].store)
     before = contents(wanted)
     study.compute(wanted)
     assert contents(wanted) == before and len(before) > 9

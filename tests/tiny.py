@@ -156,11 +156,11 @@ def stalled(folder):
 
 def a_run(store, arm="stage1-adam", seed=0, epochs=2, **changes):
     """A run of a study, of made-up data."""
-    return study.Run(config=tiny(arm, seed=seed, epochs=epochs, **changes), data="0", infra={"folder": store})
+    return study.Run(config=tiny(arm, seed=seed, epochs=epochs, **changes), data="0", store=store)
 
 
 def states(wanted):
-    return {key: run.infra.status() for key, run in wanted.items()}
+    return {key: "done" if run.done() else "failed" if run.failure() else "missing" for key, run in wanted.items()}
 
 
 class Inline:

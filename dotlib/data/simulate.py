@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -89,22 +89,31 @@ class Shard:
         )
 
 
+class Elsewhere(Protocol):
+    """Where shards are made that this process only merges; what cannot be made is a SimulationError."""
+
+    device: str
+
+    def make(self, shards: Sequence[Shard]) -> None: ...
+
+
 def _origin(work: Work, device: str) -> dict[str, str | int]:
     return {"configuration": work.identity(), "device": device, "legend": checks.LEGEND}
 
 
-def simulate(config: Data, path: Path, workers: int | None = None) -> None:
+def simulate(config: Data, path: Path, workers: int | None = None, elsewhere: Elsewhere | None = None) -> None:
     """Write the dataset file of a configuration with measurements, or continue it: `fill`."""
-    fill(Recordings(config), path, workers)
+    fill(Recordings(config), path, workers, elsewhere)
 
 
-def fill(work: Work, path: Path, workers: int | None = None) -> None:
+def fill(work: Work, path: Path, workers: int | None = None, elsewhere: Elsewhere | None = None) -> None:
     """Write the file of some work, or continue it; nothing is done where the file is.
 
     Fixed blocks of 16 phantoms are made by `workers` processes of one thread each (one for each core by default;
     where there is a GPU, by this process on it), so the bytes do not depend on their number. Finished blocks lie in
-    `<path>.parts` until all are merged. A second process that asks for the file waits. Raises SimulationError, naming
-    the phantom where there is one, and StoreError for a file of another configuration or a place that is none.
+    `<path>.parts` until all are merged. A second process that asks for the file waits. `elsewhere` makes shards in the
+    place of these processes, on the device that it names. Raises SimulationError, naming the phantom where there is
+    one, and StoreError for a file of another configuration or a place that is none.
     """
     if _there(work, path):
         return
@@ -114,7 +123,13 @@ def fill(work: Work, path: Path, workers: int | None = None) -> None:
         with _alone(path):
             if not _there(work, path):
                 parts.mkdir(exist_ok=True)  # whoever had the lock has removed it
-                _merge(work, _finished(_shards(work, parts), workers or cpu_cores(), path), path)
+                on = elsewhere.device if elsewhere else "cuda" if torch.cuda.is_available() else "cpu"
+                shards = _shards(work, parts, on)
+                if elsewhere:
+                    elsewhere.make([shard for shard in shards if not shard.finished()])
+                    if lost := sum(not shard.finished() for shard in shards):
+                        raise SimulationError(f"{path}: {lost} shards are missing or damaged; start again to continue")
+                _merge(work, _finished(shards, workers or cpu_cores(), path), path)
             with contextlib.suppress(OSError):  # what is not ours stays in it
                 parts.rmdir()
     except OSError as error:
@@ -134,8 +149,8 @@ def _there(work: Work, path: Path) -> bool:
     return True
 
 
-def _shards(work: Work, parts: Path) -> list[Shard]:
-    on, total = "cuda" if torch.cuda.is_available() else "cpu", len(work)
+def _shards(work: Work, parts: Path, on: str) -> list[Shard]:
+    total = len(work)
     return [
         Shard(work, parts / f"{first:07d}.h5", first, min(store.BLOCK, total - first), on)
         for first in range(0, total, store.BLOCK)
@@ -172,7 +187,7 @@ def _finished(shards: list[Shard], workers: int, path: Path) -> list[Shard]:
     )
     failures = []
     with tqdm(total=total, initial=total - left, desc="phantoms", unit="phantom", file=sys.stderr) as bar:
-        for shard, failure in _made(missing, workers):
+        for shard, failure in made(missing, workers):
             failures += [failure] if failure else []
             bar.update(shard.count)
     if failures:
@@ -193,7 +208,7 @@ def _pace(shard: Shard) -> float:
         torch.set_num_threads(threads)
 
 
-def _made(shards: list[Shard], workers: int) -> Iterator[tuple[Shard, str]]:
+def made(shards: list[Shard], workers: int) -> Iterator[tuple[Shard, str]]:
     """Each shard when it is made, with its failure, or an empty string."""
     if shards[0].device == "cuda":
         for shard in shards:

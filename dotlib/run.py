@@ -1,0 +1,163 @@
+"""One run of a study: a configuration, its folder in the store, and where it stands."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+import pydantic
+import torch
+
+from . import checkpoint, history, inference, machine, perceptual, tracking, trainer, workers
+from .config import Config
+from .history import History
+from .provenance import code_digest, commit
+
+VERSION = 2  # raised whenever the same configuration would give other numbers
+RESULT, FAILURE, QUEUED = "history.pt", "failed.json", "queued.json"
+PATIENCE = 2.0  # seconds that a run waits for its lock: who asks for its state holds it for an instant
+
+
+class StudyError(RuntimeError):
+    """A study that could not be completed, as one line."""
+
+
+class Run(pydantic.BaseModel):
+    """A configuration and its result: one folder for each configuration, data and version of the training code.
+
+    The folder holds plain data alone: config.json, the checkpoints, so that a killed run continues, and the result,
+    which is read with its digest, so that a damaged one is computed anew.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    config: Config
+    data: str  # what tells its phantoms, readings and split apart
+    store: Path
+
+    @property
+    def key(self) -> str:
+        """What tells runs apart."""
+        held = json.dumps([VERSION, self.config.digest(), self.data])
+        return hashlib.sha256(held.encode()).hexdigest()[:16]
+
+    @property
+    def path(self) -> Path:
+        """The folder, whether it is there or not."""
+        c = self.config
+        return self.store / f"{c.task}-{c.model.name}-{c.optim.name}-{c.seed}-{self.key}"
+
+    def folder(self) -> Path:
+        """The folder, which says what it is of."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (about := self.path / "config.json").exists():
+            fields = {"config": self.config.model_dump(mode="json"), "data": self.data, "version": VERSION}
+            checkpoint.write(about, json.dumps(fields, indent=1).encode())
+        return self.path
+
+    def kept(self) -> History | None:
+        """The result; None where there is none, or a damaged one."""
+        try:
+            return history.load(self.path / RESULT, self.key)
+        except checkpoint.CheckpointError:
+            return None
+
+    def done(self) -> bool:
+        return self.kept() is not None
+
+    def failure(self) -> str:
+        """Why the run could not be computed the last time, as one line; empty where it could, or was not tried."""
+        try:
+            return json.loads((self.path / FAILURE).read_text(encoding="utf-8"))["error"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return ""
+
+    def forget_failure(self) -> None:
+        (self.path / FAILURE).unlink(missing_ok=True)
+
+    def busy(self) -> bool:
+        """Whether some process is computing it."""
+        if not (path := self.path / "lock").exists():
+            return False
+        try:
+            with filelock.FileLock(path, timeout=0):
+                return False
+        except filelock.Timeout:
+            return True
+        except OSError:  # a store that may only be read
+            return False
+
+    def result(self) -> History:
+        """The result, computed where it is missing: trained, or continued, and judged.
+
+        A run that diverges is a result too. Raises StudyError where another process computes it, or a run that it
+        rests on diverged; what `trainer.fit` raises is kept as the run's failure, too, until it is tried again.
+        """
+        if (found := self.kept()) is not None:
+            return found
+        with self.alone():
+            if (found := self.kept()) is None:
+                self.forget_failure()
+                try:
+                    history.save(self._computed(), self.path / RESULT, self.key)
+                except (RuntimeError, ValueError, ArithmeticError, OSError) as error:
+                    self._keep_failure(error)
+                    raise
+                found = history.load(self.path / RESULT, self.key)
+            return found
+
+    def _computed(self) -> History:
+        folder = self.folder()
+        self._set_aside_damaged()
+        facts = {"data key": self.data, "code": code_digest(), "versions": machine.versions()} | commit()
+        tracker = tracking.start(self.config, folder, facts)
+        try:
+            return trainer.fit(
+                self.config, folder, tracker=tracker, teacher=self._taught(), ending=workers.asked_to_end
+            )
+        except trainer.DivergedError as error:
+            return error.history
+        finally:
+            tracker.finish()
+
+    def _set_aside_damaged(self) -> None:
+        """What cannot be continued from is renamed, and said: the run starts anew."""
+        path = self.path / "last.pt"
+        try:
+            if path.exists():
+                checkpoint.load(path, self.config.digest())
+        except checkpoint.CheckpointError as error:
+            path.replace(path.with_suffix(".damaged"))
+            line = str(error).removesuffix("; remove it to start anew")
+            print(f"dotlib: {line}; set aside as last.damaged, and the run starts anew", file=sys.stderr)
+
+    def _keep_failure(self, error: Exception) -> None:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        with contextlib.suppress(OSError):  # a full disk: the error itself is raised
+            checkpoint.write(self.path / FAILURE, json.dumps({"error": line}).encode(), durable=False)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """The folder for this process alone; StudyError where another has it."""
+        folder = self.folder()
+        try:
+            with filelock.FileLock(folder / "lock", timeout=PATIENCE):
+                yield
+        except filelock.Timeout:
+            raise StudyError(f"{folder}: another process is training this run") from None
+
+    def teacher(self) -> Run | None:
+        """The run that the perceptual term of this one looks through, or its decoder starts from."""
+        config = perceptual.teacher_config(self.config)
+        return config and Run(config=config, data=self.data.split("+")[0], store=self.store)
+
+    def _taught(self) -> torch.nn.Module | None:
+        if not (teacher := self.teacher()):
+            return None
+        if failed := teacher.result().failed:
+            raise StudyError(f"{teacher.path}: the autoencoder that a run rests on diverged: {failed}")
+        return inference.trained(teacher.config, teacher.path, on=machine.device())
