@@ -36,9 +36,9 @@ def _elsewhere(arguments: argparse.Namespace, path: Path):
     """Where shards are made, if not here."""
     if arguments.on == "here":
         return None
-    from . import shards, slurm
+    from . import cluster, shards
 
-    return shards.OnSlurm(path, slurm.cluster())
+    return shards.OnSlurm(path, cluster.asked())
 
 
 def check(arguments: argparse.Namespace) -> None:

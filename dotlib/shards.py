@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import checkpoint, slurm, workers
+from .cluster import Cluster
 from .data.recording import SimulationError
 from .data.simulate import Shard, made
 from .run import FAILURE
@@ -28,6 +29,10 @@ class ShardsTask:
     def done(self) -> bool:
         """Whether all files are in their place; who merges them verifies them."""
         return all(shard.path.exists() for shard in self.shards)
+
+    def busy(self) -> bool:
+        """Never: two jobs that make the same shard give the same file."""
+        return False
 
     def failure(self) -> str:
         path = self.folder / FAILURE
@@ -57,7 +62,7 @@ class ShardsTask:
 class OnSlurm:
     """Has shards made by jobs; `path` is the file that they will be part of."""
 
-    def __init__(self, path: Path, wanted: slurm.Cluster):
+    def __init__(self, path: Path, wanted: Cluster):
         self.folder, self.wanted = path.with_name(path.name + ".jobs"), wanted
         self.device = "cuda" if wanted.gpus else "cpu"
 
@@ -71,6 +76,6 @@ class OnSlurm:
             ShardsTask(f"phantoms from {part[0].first} on", part, self.folder / f"{part[0].first}", self.wanted.cpus)
             for part in parts
         ]
-        if failures := slurm.run(tasks, self.wanted, self.folder / "slurm"):
+        if failures := slurm.run(tasks, self.folder / "slurm", self.wanted):
             raise SimulationError("\n".join(failures))
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -17,8 +18,8 @@ import torch
 from tqdm.auto import tqdm
 
 from . import arms as known
+from . import cluster, factors, machine, records, slurm, tracking, workers
 from . import config as configuration
-from . import factors, machine, records, slurm, tracking, workers
 from .config import Config, ConfigError, Data, Optim
 from .data import dataset, samples
 from .run import Run, StudyError
@@ -115,7 +116,7 @@ def status(wanted: Mapping[Key, Run]) -> pd.DataFrame:
 
     States: done, failed, running, queued (at Slurm), started (not running, continues when computed), missing.
     """
-    queue, rows = slurm.queue() if any(map(slurm.job_of, wanted.values())) else {}, []
+    queue, rows = cluster.queue() if any(map(slurm.job_of, wanted.values())) else {}, []
     for (arm, seed), run in wanted.items():
         progress = run.path / "progress.json"
         row = json.loads(progress.read_text()) if progress.exists() else {}
@@ -132,7 +133,7 @@ def _state(run: Run, queue: Mapping[str, str], begun: bool) -> str:
     state = queue.get(slurm.job_of(run))
     if state == "RUNNING" or run.busy():
         return "running"
-    if state in slurm.LIVE:
+    if state in cluster.LIVE:
         return "queued"
     if run.failure():
         return "failed"
@@ -162,11 +163,14 @@ def compute(wanted: Mapping[Key, Run], on: str = "here", per_gpu: int = 1) -> No
         lost = {key for key, teacher in teachers.items() if not teacher.done()}
         if not (missing := {key: run for key, run in missing.items() if key not in lost}):
             raise
+    if on == "slurm":
+        cluster.asked(), cluster.queue()
     tracking.resolved()  # refused here, once, rather than in every run
     tracking.images()
     samples.prepare(run.config for run in missing.values())
     if on == "slurm":
-        failures += slurm.run([slurm.RunTask(_name(key), run) for key, run in missing.items()])
+        tasks = [slurm.RunTask(_name(key), run) for key, run in missing.items()]
+        failures += slurm.run(tasks, tasks[0].it.store / "slurm")
     else:
         failures += _here(missing, len(wanted), per_gpu)
     if failures:
@@ -190,7 +194,8 @@ def _here(missing: dict[Key, Run], total: int, per_gpu: int) -> list[str]:
     failures, left, width = [], dict(missing), min(len(missing), places)
     with tqdm(total=len(left), desc="runs", unit="run", file=sys.stderr) as bar:
         while left:
-            ended, broken = _round(left, min(width, len(left)), (threads, gpus), bar)
+            width = min(width, len(left))
+            ended, broken = _round(left, width, (threads, gpus), bar)
             failures += [line for line in ended.values() if line]
             left = {key: run for key, run in left.items() if key not in ended}
             if broken and width > 1:
@@ -213,7 +218,10 @@ def _round(runs: dict[Key, Run], width: int, share: tuple[int, int], bar: tqdm) 
     for slot in range(width):
         slots.put(slot)
     with ProcessPoolExecutor(width, context, _start_worker, (slots, *share)) as pool:
-        pending = {pool.submit(_compute, run): key for key, run in runs.items()}
+        pending = {}
+        for key, run in runs.items():
+            with contextlib.suppress(BrokenProcessPool):  # a worker may die as it starts
+                pending[pool.submit(_compute, run)] = key
         for future in _until_interrupted(as_completed(pending), pool):
             key = pending[future]
             try:

@@ -1,8 +1,13 @@
 """Studies: every run computed once and kept, whatever fails or is started twice."""
 
+import itertools
 import json
 import math
+import re
 import shutil
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from queue import Queue
 
 import filelock
 import histories
@@ -328,19 +333,22 @@ def test_run_of_other_data_or_precision_is_another_run(tmp_path, monkeypatch, wh
 
 
 @pytest.mark.parametrize(
-    ("gpus", "cores", "seeds", "done", "workers", "threads"),
+    ("gpus", "each", "cores", "seeds", "done", "workers", "threads"),
     [
-        (0, 1, 3, 0, 1, 1),
-        (0, 2, 3, 0, 2, 1),
-        (0, 8, 3, 0, 3, 2),
-        (0, 2, 1, 0, 1, 2),
-        (2, 8, 3, 0, 2, 4),
-        (2, 1, 3, 0, 2, 1),
-        (4, 8, 3, 0, 3, 2),
-        (0, 8, 4, 3, 1, 2),  # threads, and so bits, as if it were done at one go
+        (0, 1, 1, 3, 0, 1, 1),
+        (0, 1, 2, 3, 0, 2, 1),
+        (0, 1, 8, 3, 0, 3, 2),
+        (0, 1, 2, 1, 0, 1, 2),
+        (0, 4, 2, 3, 0, 2, 1),
+        (2, 1, 8, 3, 0, 2, 4),
+        (2, 1, 1, 3, 0, 2, 1),
+        (4, 1, 8, 3, 0, 3, 2),
+        (1, 3, 8, 4, 0, 3, 2),
+        (2, 2, 8, 3, 0, 3, 2),
+        (0, 1, 8, 4, 3, 1, 2),  # threads, and so bits, as if it were done at one go
     ],
 )
-def test_workers_share_the_cores_or_have_a_gpu_each(tmp_path, monkeypatch, gpus, cores, seeds, done, workers, threads):
+def test_workers_share_the_cores_or_gpus(tmp_path, monkeypatch, gpus, each, cores, seeds, done, workers, threads):
     asked = []
 
     class Pool(Inline):
@@ -354,8 +362,61 @@ def test_workers_share_the_cores_or_have_a_gpu_each(tmp_path, monkeypatch, gpus,
     monkeypatch.setattr(study, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(study, "cpu_cores", lambda: cores)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    study.compute(wanted)
+    study.compute(wanted, per_gpu=each)
     assert asked == [(workers, threads, gpus)]
+
+
+def test_runs_that_share_gpus_are_spread_over_them(monkeypatch):
+    slots, on = Queue(), []
+    for slot in range(6):
+        slots.put(slot)
+    monkeypatch.setattr(torch.cuda, "set_device", on.append)
+    monkeypatch.setattr(study, "end_with_driver", lambda: None)
+    monkeypatch.setattr(study.workers, "end_when_asked", lambda: None)
+    for _ in range(6):
+        study._start_worker(slots, torch.get_num_threads(), 2)
+    assert on == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("deadly", "lives_beside", "widths", "dead"),
+    [
+        ((), 4, [4], []),
+        ((), 2, [4, 2], []),  # memory for two
+        ((2,), 4, [4, 2, 1, 1], [2]),  # it dies alone too
+        ((0, 3), 4, [4, 2, 1, 3, 1], [0, 3]),
+    ],
+)
+def test_study_goes_on_where_a_worker_dies(tmp_path, monkeypatch, capfd, deadly, lives_beside, widths, dead):
+    """By half as many at a time, until the run that dies alone is known; the others are computed."""
+    asked = []
+
+    class Pool(Inline):
+        def __init__(self, number, *arguments):
+            asked.append(number)
+            self.width, self.broken = number, False
+
+        def submit(self, work, run):
+            self.broken |= self.width > lives_beside or run.config.seed in deadly
+            if self.broken:
+                (future := Future()).set_exception(BrokenProcessPool())
+                return future
+            return super().submit(work, run)
+
+    monkeypatch.setattr(trainer, "fit", lambda c, *arguments, **options: histories.made_up(c))
+    monkeypatch.setattr(study, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(study, "cpu_cores", lambda: 4)
+    wanted = study.runs(ARMS[:1], "smoke", 4, tmp_path)
+    if dead:
+        with pytest.raises(StudyError) as error:
+            study.compute(wanted)
+        lines = [f"stage1-adam, seed {i}: a worker died (memory?); start again to continue" for i in dead]
+        assert str(error.value).splitlines() == lines
+    else:
+        study.compute(wanted)
+    assert asked == widths and [i for (_, i), run in wanted.items() if not run.done()] == dead
+    said = [int(line) for line in re.findall(r"go on with (\d) at a time", capfd.readouterr().err)]
+    assert said == [b for a, b in itertools.pairwise(widths) if a > b]
 
 
 @pytest.fixture(scope="module")
