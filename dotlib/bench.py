@@ -17,6 +17,7 @@ from . import machine, trainer
 from .bench_forward import bench_forward
 from .bench_lift import bench_lift
 from .bench_rows import rate, row
+from .bench_store import bench_store
 from .config import Profile
 from .data import phantoms
 from .inference import network
@@ -144,4 +145,5 @@ PARTS = {
     "forward": bench_forward,
     "lift": bench_lift,
     "overhead": bench_overhead,
+    "store": bench_store,
 }

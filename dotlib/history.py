@@ -63,19 +63,35 @@ def _beside(path: Path) -> dict[str, int]:
 
 
 def _columns(table: pd.DataFrame) -> dict[str, Any]:
-    """Numbers as tensors; texts, of which there are few, as numbers and their list."""
+    """Numbers as tensors, whole ones of as few bytes as they need; texts, of which there are few, as numbers too."""
     found: dict[str, Any] = {}
     for name, column in table.items():
-        if column.dtype.kind in "bif":
+        if column.dtype.kind in "bf":
             found[name] = torch.from_numpy(column.to_numpy(copy=True))
+        elif column.dtype.kind == "i":
+            found[name] = {"whole": _small(column.to_numpy()), "dtype": column.dtype.name}
         else:
             codes, texts = pd.factorize(column)
-            found[name] = {"codes": torch.from_numpy(codes), "texts": list(map(str, texts))}
+            found[name] = {"codes": _small(codes), "texts": list(map(str, texts))}
     return found
 
 
+def _small(numbers: np.ndarray) -> torch.Tensor:
+    fits = (t for t in (np.int8, np.int16, np.int32) if not len(numbers) or _within(numbers, np.iinfo(t)))
+    return torch.from_numpy(numbers.astype(next(fits, np.int64)))
+
+
+def _within(numbers: np.ndarray, limits: np.iinfo) -> bool:
+    return limits.min <= numbers.min() and numbers.max() <= limits.max
+
+
 def _table(columns: Mapping[str, Any]) -> pd.DataFrame:
-    return pd.DataFrame({
-        name: np.array(held["texts"], dtype=object)[held["codes"].numpy()] if isinstance(held, dict) else held.numpy()
-        for name, held in columns.items()
-    })  # fmt: skip
+    return pd.DataFrame({name: _column(held) for name, held in columns.items()})
+
+
+def _column(held: Any) -> np.ndarray:
+    if not isinstance(held, dict):
+        return held.numpy()
+    if "whole" in held:
+        return held["whole"].numpy().astype(held["dtype"])
+    return np.array(held["texts"], dtype=object)[held["codes"].numpy()]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dotlib import __main__ as command
-from dotlib import bench, bench_forward, bench_lift, bench_rows, config
+from dotlib import bench, bench_forward, bench_lift, bench_rows, bench_store, config
 from dotlib.data import phantoms
 from dotlib.physics import geometry, homogeneous, jacobian, lift
 from dotlib.sections import step_profile
@@ -45,6 +45,21 @@ def assert_rows(rows, outside=()):
         else:
             assert row["baseline"] in outside or (row["baseline"], row["ratio"]) == ("", None)
     assert any(row["ratio"] for row in rows)
+
+
+@pytest.mark.slow
+def test_store_compares_the_engine_with_a_bare_pool(monkeypatch):
+    """And results of full size are read whole."""
+    for name, value in {"RUNS": 2, "REPEATS": 1, "STUDY": 3}.items():
+        monkeypatch.setattr(bench_store, name, value)
+    rows = {row["name"]: row for row in bench_store.bench_store(config.profile("smoke"))}
+    bare, engine = (rows[f"2 runs, {name}"] for name in ("bare pool", "engine"))
+    assert engine["ratio"] == pytest.approx(engine["value"] / bare["value"])
+    added = rows["what the engine adds to a run"]
+    assert added["value"] == pytest.approx((engine["value"] - bare["value"]) / 2)
+    assert rows["2 finished runs, study again"]["baseline"] == "1 s"
+    (saved,) = (name for name in rows if name.startswith("result of a full run"))
+    assert float(saved.split(", ")[1].split()[0]) > 1  # MB
 
 
 def of_unit(rows, unit):
@@ -180,7 +195,8 @@ def test_table_names_the_machine_and_leaves_missing_ratios_empty(capsys, monkeyp
 
 def test_unknown_part_is_one_line():
     with pytest.raises(
-        config.ConfigError, match=r"^unknown benchmark 'sleep'; accepted: phantoms, training, forward, lift, overhead$"
+        config.ConfigError,
+        match=r"^unknown benchmark 'sleep'; accepted: phantoms, training, forward, lift, overhead, store$",
     ):
         bench.run("sleep", config.profile("smoke"))
 
