@@ -43,17 +43,24 @@ def split(
     sets keep the strata's proportions, and appended phantoms change no label (sequential allocation by minimisation,
     Pocock & Simon 1975).
     """
-    share = np.array(fractions) / sum(fractions)
-    in_stratum: dict[int, np.ndarray] = {}
-    overall = np.zeros(3)
-    jitter = np.random.default_rng([STREAM, seed]).random((len(stratum), 3))
-    out = np.full(len(stratum), -1, dtype=np.int8)
-    for i in range(len(stratum)) if excluded is None else np.flatnonzero(~excluded):
-        own = in_stratum.setdefault(int(stratum[i]), np.zeros(3))
-        lack = (own.sum() + 1) * share - own + 3 * ((overall.sum() + 1) * share - overall)
-        out[i] = label = np.argmax(lack + 0.5 * share * jitter[i])
-        own[label] += 1
+    share = [part / sum(fractions) for part in fractions]
+    draws = 0.5 * np.array(share) * np.random.default_rng([STREAM, seed]).random((len(stratum), 3))
+    chosen = np.arange(len(stratum)) if excluded is None else np.flatnonzero(~excluded)
+    own: dict[int, list[int]] = {}
+    overall = [0, 0, 0]
+    labels = []  # by plain numbers, spelt out: many times as fast as arrays of three
+    for n, (of, draw) in enumerate(zip(stratum[chosen].tolist(), draws[chosen].tolist(), strict=True), 1):
+        mine = own.setdefault(of, [0, 0, 0])
+        m = mine[0] + mine[1] + mine[2] + 1
+        train = m * share[0] - mine[0] + 3 * (n * share[0] - overall[0]) + draw[0]
+        validation = m * share[1] - mine[1] + 3 * (n * share[1] - overall[1]) + draw[1]
+        test = m * share[2] - mine[2] + 3 * (n * share[2] - overall[2]) + draw[2]
+        label = 0 if train >= validation and train >= test else 1 if validation >= test else 2
+        mine[label] += 1
         overall[label] += 1
+        labels.append(label)
+    out = np.full(len(stratum), -1, dtype=np.int8)
+    out[chosen] = labels
     return out
 
 
