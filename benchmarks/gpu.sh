@@ -27,9 +27,11 @@ part forward 4 "$python" -m dotlib bench forward --profile full --json
 part lift 3 "$python" -m dotlib bench lift --profile full --json
 part training 6 "$python" -m dotlib bench training --profile full --json
 part overhead 8 "$python" -m dotlib bench overhead --profile full --json
+part sharing 4 "$python" -m dotlib bench sharing --profile full --json
+part store 2 "$python" -m dotlib bench store --profile smoke --json
 part precision 8 "$python" benchmarks/precision.py --grid 32 --phantoms 384 --epochs 32 --batch 16 --json "$folder/precision.jsonl"
 part efficiency 10 "$python" -m dotlib workbook --profile full --notebook notebooks/4.7-training-efficiency.ipynb
-for name in forward lift training overhead; do
+for name in forward lift training overhead sharing store; do
   [ ! -f "$folder/$name.out" ] || mv "$folder/$name.out" "$folder/$name.jsonl"
 done
 exit "$failed"

@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
                          help="a notebook's parameter, as papermill takes it")  # fmt: skip
     command.add_argument("--notebook", type=Path, help="only this notebook")
     command = add("bench", do.bench, "Time a part against a baseline of the same call.", "training --profile quick")
-    command.add_argument("part", help="phantoms, training, forward, lift, overhead or store")
+    command.add_argument("part", help="phantoms, training, forward, lift, overhead, store or sharing")
     command.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser
 

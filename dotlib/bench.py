@@ -17,6 +17,7 @@ from . import machine, trainer
 from .bench_forward import bench_forward
 from .bench_lift import bench_lift
 from .bench_rows import rate, row
+from .bench_sharing import bench_sharing
 from .bench_store import bench_store
 from .config import Profile
 from .data import phantoms
@@ -146,4 +147,5 @@ PARTS = {
     "lift": bench_lift,
     "overhead": bench_overhead,
     "store": bench_store,
+    "sharing": bench_sharing,
 }

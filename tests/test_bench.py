@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import histories
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from dotlib import __main__ as command
-from dotlib import bench, bench_forward, bench_lift, bench_rows, bench_store, config
+from dotlib import bench, bench_forward, bench_lift, bench_rows, bench_sharing, bench_store, config
 from dotlib.data import phantoms
 from dotlib.physics import geometry, homogeneous, jacobian, lift
 from dotlib.sections import step_profile
@@ -45,6 +46,24 @@ def assert_rows(rows, outside=()):
         else:
             assert row["baseline"] in outside or (row["baseline"], row["ratio"]) == ("", None)
     assert any(row["ratio"] for row in rows)
+
+
+@pytest.mark.parametrize(("gpus", "runs"), [(0, [1, 2]), (2, [2, 4, 8])])
+def test_sharing_adds_up_the_runs_that_are_trained_beside_each_other(monkeypatch, gpus, runs):
+    """Samples a second of each, its first epoch left out."""
+    asked = []
+
+    def compute(wanted, per_gpu):
+        asked.append((len(wanted), per_gpu))
+        monkeypatch.setattr(bench_sharing.Run, "result", lambda run: histories.made_up(run.config))
+
+    monkeypatch.setattr(bench_sharing.study, "compute", compute)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(bench_sharing, "cpu_cores", lambda: 2)
+    rows = bench_sharing.bench_sharing(config.profile("smoke"))
+    assert asked == [(n, n // max(gpus, 1)) for n in runs] and [row["n"] for row in rows] == runs
+    assert [row["value"] for row in rows] == pytest.approx([n * 16 / 0.1 for n in runs])
+    assert [row["ratio"] for row in rows][1:] == pytest.approx([n / runs[0] for n in runs[1:]])
 
 
 @pytest.mark.slow
@@ -159,7 +178,7 @@ def test_gpu_script_names_what_there_is(tmp_path):
     files = [word for word in words if word.startswith(("tests/", "notebooks/", "benchmarks/"))]
     assert len(files) == 3 and all((ROOT / name).is_file() for name in files)
     assert {path.name for path in (tmp_path / "out").glob("*.jsonl")} == {
-        "forward.jsonl", "lift.jsonl", "training.jsonl", "overhead.jsonl"
+        "forward.jsonl", "lift.jsonl", "training.jsonl", "overhead.jsonl", "sharing.jsonl", "store.jsonl"
     }  # fmt: skip
     (tmp_path / "calls").unlink()
     done = subprocess.run(["bash", *script, "tests", "training"], capture_output=True, text=True)
@@ -196,7 +215,7 @@ def test_table_names_the_machine_and_leaves_missing_ratios_empty(capsys, monkeyp
 def test_unknown_part_is_one_line():
     with pytest.raises(
         config.ConfigError,
-        match=r"^unknown benchmark 'sleep'; accepted: phantoms, training, forward, lift, overhead, store$",
+        match=r"^unknown benchmark 'sleep'; accepted: phantoms, training, forward, lift, overhead, store, sharing$",
     ):
         bench.run("sleep", config.profile("smoke"))
 

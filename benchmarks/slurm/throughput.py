@@ -1,0 +1,123 @@
+"""How much of two Slurm "GPUs" a study uses, and what becomes of a job that is killed.
+
+    eval "$(benchmarks/slurm/up.sh)"
+    python benchmarks/slurm/throughput.py [--runs 24] [--seconds 90] [--json FILE]
+
+Runs of equal cost, of one thread and about `--seconds` each, two at a time. The ideal is the sum of the seconds that
+they trained, by their own clocks, over two: start-up, judging, the queue and whatever the killed job had in work are
+all that it does not hold. The process of one running job is killed after a quarter of the time.
+"""
+
+import argparse
+import json
+import os
+import signal
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from dotlib import arms, cluster, config, slurm, study
+from dotlib.run import Run
+
+AT_A_TIME = 2
+ASKED = {"MINUTES": "60", "CPUS": "1", "GPUS": "1", "CONCURRENCY": str(AT_A_TIME)}
+
+
+def epochs_of(seconds: float, base: config.Config) -> int:
+    """Epochs that take about so many seconds on one core, beside a like process."""
+    with tempfile.TemporaryDirectory() as folder:
+        tried = {("a", i): Run(config=config.replace(base, {"training.epochs": 12, "seed": 900 + i}), data="0",
+                               store=Path(folder)) for i in range(AT_A_TIME)}  # fmt: skip
+        study.compute(tried)
+        last = [run.result().epochs["seconds"].iloc[2:].mean() for run in tried.values()]
+    return max(2, round(seconds / max(last)))
+
+
+def process_of(job: str) -> psutil.Process | None:
+    for process in psutil.process_iter():
+        try:
+            given, line = process.environ(), " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if f"{given.get('SLURM_ARRAY_JOB_ID')}_{given.get('SLURM_ARRAY_TASK_ID')}" == job and "submitit" in line:
+            return process
+    return None
+
+
+def watched(wanted: dict, quarter: float) -> dict:
+    """Compute the runs, kill a job on the way; what was seen of it."""
+    seen = {"most at a time": 0, "killed": None, "seconds until noticed": None}
+    done = threading.Event()
+
+    def look() -> None:
+        start = time.monotonic()
+        killed, every = None, set()
+        while not done.wait(1.0):
+            states = cluster.queue()
+            mine = {slurm.job_of(run): run for run in wanted.values()}
+            every.update(mine)
+            running = [job for job in every if states.get(job) == "RUNNING"]
+            seen["most at a time"] = max(seen["most at a time"], len(running))
+            if killed is None and time.monotonic() - start > quarter:
+                job = next((job for job in running if job in mine and (mine[job].path / "last.pt").exists()), None)
+                if job and (process := process_of(job)):
+                    before = {run.path: _written(run) for run in wanted.values() if run.done()}
+                    process.send_signal(signal.SIGKILL)
+                    killed = mine[job], job, time.monotonic(), before
+                    seen["killed"] = job
+            elif killed and seen["seconds until noticed"] is None and slurm.job_of(killed[0]) != killed[1]:
+                seen["seconds until noticed"] = time.monotonic() - killed[2]
+        if killed:
+            seen["finished runs touched"] = sum(
+                _written(r) != killed[3][r.path] for r in wanted.values() if r.path in killed[3]
+            )
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    start = time.monotonic()
+    try:
+        study.compute(wanted, "slurm")
+    finally:
+        seen["seconds"] = time.monotonic() - start
+        done.set()
+        thread.join()
+    return seen
+
+
+def _written(run: Run) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in run.path.iterdir() if path.name != "lock"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=24)
+    parser.add_argument("--seconds", type=float, default=90)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    os.environ |= {f"DOTLIB_SLURM_{name}": value for name, value in ASKED.items()} | {"WANDB_MODE": "disabled"}
+    torch.set_num_threads(1)
+    plain = config.profile("quick").base.data.model_copy(update={"measurements": None})
+    base = config.replace(arms.arm("stage1-adam", "quick"), {"data": plain, "training.precision": "fp32"})
+    epochs = epochs_of(arguments.seconds, base)
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = {}
+        for seed in range(arguments.runs):
+            changed = config.replace(base, {"training.epochs": epochs, "seed": seed})
+            wanted["a", seed] = Run(config=changed, data="0", store=Path(folder))
+        seen = watched(wanted, arguments.runs * arguments.seconds / AT_A_TIME / 4)
+        trained = [run.result().epochs["seconds"].sum() for run in wanted.values()]
+    ideal = sum(trained) / AT_A_TIME
+    found = {"runs": arguments.runs, "seconds a run, median": sorted(trained)[len(trained) // 2], "ideal, s": ideal}
+    found |= {"share of the ideal": ideal / seen["seconds"]} | seen
+    for name, value in found.items():
+        print(f"{name:28} {value if not isinstance(value, float) else round(value, 3)}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
