@@ -28,6 +28,14 @@ def pytest_runtest_setup(item):
             pytest.skip("no CUDA device on this machine")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state(tmp_path_factory):
+    """The user's state folder, in which known files are noted: one for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(folder := tmp_path_factory.mktemp("state")))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def mortal():
     """Starts processes that a test kills; torch is imported once for all of them."""

@@ -1,6 +1,7 @@
 """The dataset of a configuration or of a user's file: what it is called, what it holds, and which files are refused."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from tiny import RECORDED
 
 from dotlib import arms, config, study
 from dotlib.config import Data
-from dotlib.data import checks, dataset, phantoms, simulate, split, store
+from dotlib.data import checks, dataset, ledger, phantoms, simulate, split, store
 from dotlib.data.store import StoreError
 
 
@@ -341,6 +342,9 @@ def test_damaged_block_is_named(recorded, tmp_path):
     content = bytearray(recorded.read_bytes())
     content[start + 100] ^= 8
     path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"phase: phantoms 16-31 are damaged \(checksum\)"):
+        store.File(path)
+    ledger.remember(hashlib.sha256(content).hexdigest())  # as one of ours that is damaged where its place does not show
     with store.File(path) as file:
         file.read("sigma")
         file.read("phase", 0, 16)
@@ -353,6 +357,9 @@ def test_damaged_digests_are_one_line(recorded, tmp_path):
     with h5py.File(recorded) as file:
         content[file["digests"].id.get_chunk_info(0).byte_offset] ^= 1
     path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"own\.h5: digests are damaged"):
+        store.File(path)
+    ledger.remember(hashlib.sha256(content).hexdigest())
     for use in (store.File.digests, store.File.content):
         with store.File(path) as file, pytest.raises(StoreError, match=r"own\.h5: digests are damaged"):
             use(file)

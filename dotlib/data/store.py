@@ -1,7 +1,4 @@
-"""The dataset file: one HDF5 schema, written whole or not at all, every fault of a file that is read as one line.
-
-Letters in a shape stand for sizes that its datasets share: P phantoms, S sources, K detectors, M pairs, voxels L^3.
-"""
+"""The dataset file: written whole or not at all, every fault of a file that is read as one line."""
 
 from __future__ import annotations
 
@@ -12,53 +9,18 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, get_args
 
 import h5py
 import numpy as np
 
 from ..config import Data
+from . import foreign, ledger, schema
+from .schema import ATTRIBUTES, BLOCK, COLUMNS, DRAWN, GRIDS, MEASURED, SCHEMA, StoreError, sound
 
-SCHEMA = 1
+__all__ = ["BLOCK", "COLUMNS", "DRAWN", "GRIDS", "MEASURED", "SCHEMA", "File", "StoreError"]
+
 PHYSICS = 1  # raised by hand whenever the same configuration would give other readings
-BLOCK = 16  # phantoms of a shard, and of a chunk of the file
-GRIDS = get_args(Data.model_fields["grid"].annotation)  # of volumes
 LIBVER = ("v110", "v110")  # the oldest format whose metadata have checksums too
-
-
-class StoreError(ValueError):
-    """A dataset file that cannot be used, as one line: file, dataset, phantom."""
-
-
-class Column(NamedTuple):
-    """Shape, type and unit of one dataset."""
-
-    shape: tuple[str | int, ...]
-    dtype: str
-    unit: str
-
-
-COLUMNS = {
-    "ellipsoids": Column(("P", 6, 13), "f4", "mm, mm^-1"),
-    "volumes": Column(("P", 2, "D", "D", "D"), "f4", "mm^-1"),
-    "mask": Column(("P", "D", "D", "D"), "?", ""),
-    "sources": Column(("P", "S", 3), "f4", "mm"),
-    "detectors": Column(("P", "K", 3), "f4", "mm"),
-    "pairs": Column(("P", "M", 2), "i2", "0-based"),
-    "log_amplitude": Column(("P", "M"), "f4", "ln"),
-    "phase": Column(("P", "M"), "f4", "rad"),
-    "sigma": Column(("P", "M", 2), "f4", "ln, rad"),
-    "phi_clean": Column(("P", "M"), "c8", "mm^-2"),
-    "lift": Column(("P", "R", "C", "L", "L", "L"), "f2", ""),
-    "tokens": Column(("P", "R", "F", "T", 1, 1), "f4", ""),
-    "covered": Column(("P", "L", "L", "L"), "?", ""),
-    "estimate": Column(("P", 2, "L", "L", "L"), "f4", "mm^-1"),
-    "family": Column(("P",), "S16", ""),
-    "split": Column(("P",), "i1", ""),
-    "checks": Column(("P",), "i4", ""),
-}
-MEASURED = ("sources", "detectors", "pairs", "log_amplitude", "phase", "sigma")
-DRAWN = ("lift", "tokens", "covered", "estimate")  # what is made of a file's readings, in a file beside it
 DERIVED = ("split", "checks")  # not part of a shard's digest
 LOST = ("log_amplitude", "phase")  # NaN in both: a pair that was lost
 
@@ -114,7 +76,10 @@ class _Disk(io.FileIO):
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file that takes its name when it is finished and on the disk: a name that is there is a whole file."""
+    """An HDF5 file that takes its name when it is finished and on the disk: a name that is there is a whole file.
+
+    Its content is known from then on (`foreign`), and so is a copy of it.
+    """
     part = path.with_suffix(".tmp")
     with _Disk(part, "w+") as disk:
         try:
@@ -124,6 +89,8 @@ def writing(path: Path) -> Iterator[h5py.File]:
             if disk.error:
                 raise disk.error
         os.fsync(disk.fileno())
+        disk.seek(0)
+        ledger.remember(hashlib.file_digest(disk, "sha256").hexdigest())
     os.replace(part, path)
 
 
@@ -140,20 +107,23 @@ class File:
     """A dataset file whose schema has been checked, for use in a `with`; its length is the number of phantoms.
 
     The phantoms that the reader marks in `excluded` `(P,)` may hold anything. Raises StoreError for a file that is
-    missing, truncated or damaged, of another schema, or whose datasets have other shapes, types or units.
+    missing, truncated or damaged, of another schema, or whose datasets have other shapes, types or units; and for one
+    from elsewhere that asks for more than the bounds of `schema`, or harms the process that reads it first.
     """
 
     def __init__(self, path: Path):
         self.path = Path(path)
+        if not self.path.is_file():
+            raise StoreError(f"{path}: {'a directory' if self.path.is_dir() else 'no such file'}")
         try:
-            if not self.path.is_file():
-                raise StoreError(f"{path}: {'a directory' if self.path.is_dir() else 'no such file'}")
-            self._file = h5py.File(path, "r", locking=False)  # a file in its place is never changed
+            with foreign.known(self.path, schema.examine) as source:
+                self._file = schema.opened(str(path), source)
         except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else "truncated, damaged, or no HDF5 file"
-            raise StoreError(f"{path}: {reason}") from None
+            raise StoreError(f"{path}: {os.strerror(error.errno)}") from None
+        except foreign.ForeignError as error:
+            raise StoreError(str(error)) from None
         try:
-            self._check()
+            self.names, self.sizes = schema.check(self._file, str(path))
             self.excluded = np.zeros(len(self), dtype=bool)
         except BaseException:
             self._file.close()
@@ -172,7 +142,9 @@ class File:
         return name in self.names
 
     def attribute(self, name: str) -> str:
-        """A text attribute of the file, empty where it is missing."""
+        """A text attribute of the file, one of ATTRIBUTES, empty where it is missing."""
+        if name not in ATTRIBUTES:
+            raise KeyError(name)
         value = self._file.attrs.get(name, b"")
         return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
@@ -188,7 +160,7 @@ class File:
         step = dataset.chunks[0] if dataset.chunks else len(self)
         for low in range(start - start % step, stop, step):
             a, b = max(low, start), min(low + step, stop)
-            with self._sound(f"{name}: phantoms {low}-{min(low + step, len(self)) - 1} are damaged (checksum)"):
+            with sound(f"{self.path}: {name}: phantoms {low}-{min(low + step, len(self)) - 1} are damaged (checksum)"):
                 out[a - start : b - start] = dataset[a:b]
         return out
 
@@ -219,68 +191,8 @@ class File:
         return hashlib.sha256(b"".join(self.digests())).hexdigest()[:16]
 
     def _kept(self) -> list[bytes]:
-        with self._sound("digests are damaged (checksum)"):
+        with sound(f"{self.path}: digests are damaged (checksum)"):
             return list(self._file["digests"][:]) if "digests" in self._file else []
-
-    @contextlib.contextmanager
-    def _sound(self, otherwise: str) -> Iterator[None]:
-        """HDF5's errors on damaged data, of many types, as one line."""
-        try:
-            yield
-        except StoreError:
-            raise
-        except (OSError, RuntimeError, LookupError, TypeError, ValueError):
-            raise StoreError(f"{self.path}: {otherwise}") from None
-
-    def _check(self) -> None:
-        with self._sound("damaged"):
-            self._check_schema({name: self._file[name] for name in self._file})
-
-    def _check_schema(self, found: Mapping[str, h5py.Dataset]) -> None:
-        schema = self._file.attrs.get("schema")
-        if schema is None or np.ndim(schema) or schema != SCHEMA:
-            held = schema.tolist() if isinstance(schema, np.generic | np.ndarray) else schema
-            raise StoreError(f"{self.path}: schema {repr(held)[:80]}; accepted: {SCHEMA}")
-        if unknown := sorted(set(found) - {*COLUMNS, "digests"}):
-            raise StoreError(f"{self.path}: unknown dataset {unknown[0]!r}; accepted: {', '.join(COLUMNS)}")
-        self.names = [name for name in COLUMNS if name in found]
-        self._check_complete()
-        self.sizes: dict[str, int] = {}
-        for name in self.names:
-            self._check_column(name, found[name])
-        if self.sizes.get("D", GRIDS[0]) not in GRIDS:
-            raise StoreError(f"{self.path}: volumes of {self.sizes['D']}^3; accepted: {', '.join(map(str, GRIDS))}")
-        kept = found.get("digests")
-        shards = (-(-self.sizes["P"] // BLOCK),)
-        if kept is not None and (getattr(kept, "shape", None), getattr(kept, "dtype", None)) != (shards, "S16"):
-            raise StoreError(f"{self.path}: digests are no dataset of shape {shards} and type S16")
-
-    def _check_complete(self) -> None:
-        wanted = [("volumes", "mask")] if {"volumes", "mask"} & set(self.names) else []
-        if set(MEASURED) & set(self.names) or not {"ellipsoids", "volumes", "mask", *DRAWN} & set(self.names):
-            wanted.append(MEASURED)
-        for group in wanted:
-            if missing := [name for name in group if name not in self.names]:
-                raise StoreError(f"{self.path}: dataset {missing[0]!r} is missing; wanted: {', '.join(group)}")
-
-    def _check_column(self, name: str, dataset: h5py.Dataset) -> None:
-        want = COLUMNS[name]
-        if not isinstance(dataset, h5py.Dataset):
-            raise StoreError(f"{self.path}: {name} is no dataset")
-        free = len(dataset.shape or ()) == len(want.shape)
-        if free:
-            for letter, size in zip(want.shape, dataset.shape, strict=True):
-                if isinstance(letter, str):
-                    self.sizes.setdefault(letter, size)
-        shape = tuple(self.sizes.get(letter, letter) for letter in want.shape)
-        if not free or dataset.shape != shape or 0 in shape:
-            raise StoreError(f"{self.path}: {name} has shape {dataset.shape}; accepted: {shape}, none of them 0")
-        if dataset.dtype != np.dtype(want.dtype):
-            raise StoreError(f"{self.path}: {name} has type {dataset.dtype}; accepted: {np.dtype(want.dtype)}")
-        unit = dataset.attrs.get("unit", b"" if not want.unit else None)
-        unit = unit.decode() if isinstance(unit, bytes) else unit
-        if unit != want.unit:
-            raise StoreError(f"{self.path}: {name} has unit {unit!r}; accepted: {want.unit!r}")
 
 
 def finite(name: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
