@@ -1,6 +1,7 @@
 """SNIRF: files written from the specification's text, by another library and by us; every bad one is one line."""
 
 import dataclasses
+import os
 import time
 
 import h5py
@@ -531,3 +532,53 @@ def test_file_written_by_others_reads_the_same(path, monkeypatch):
     held.save(str(path))
     held.close()
     same(snirf.read(path), wanted, exact=False)
+
+
+def pipe(kind):
+    """What puts another file, a pipe that nobody writes to, in the place of a dataset."""
+
+    def make(file, name, values):
+        if kind == "link":
+            file[name] = h5py.ExternalLink("pipe", "/x")
+        elif kind == "soft":
+            file[name] = h5py.SoftLink("/nirs/probe/wavelengths")
+        elif kind == "storage":
+            file.create_dataset(name, values.shape, values.dtype, external=[("pipe", 0, values.nbytes)])
+        else:
+            layout = h5py.VirtualLayout(values.shape, values.dtype)
+            layout[:] = h5py.VirtualSource("pipe", name, values.shape)
+            file.create_virtual_dataset(name, layout)
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["link", "soft", "storage", "virtual"])
+@pytest.mark.parametrize("name", ["nirs/probe/sourcePos3D", "nirs/data1/dataTimeSeries"])
+def test_items_of_other_files_are_refused_and_these_not_opened(file, kind, name, monkeypatch):
+    os.mkfifo(file.with_name("pipe"))
+    monkeypatch.chdir(file.parent)
+    with h5py.File(file, "r+") as held:
+        values = held[name][()]
+        del held[name]
+        pipe(kind)(held, name, values)
+    start = time.monotonic()
+    refused(file, f"/{name}", "accepted: items of the file itself")
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("name", ["nirs/probe/sourcePos3D", "nirs/data1/dataTimeSeries"])
+def test_header_that_claims_more_than_memory_is_one_line(file, name):
+    with h5py.File(file, "r+") as held:
+        del held[name]
+        held.create_dataset(name, (10**10, 3), "f8", chunks=True)
+    with pytest.raises(snirf.SnirfError, match=r"reading it took more than 2 GB; damaged, or made to do harm$"):
+        snirf.read(file)
+
+
+def test_names_in_a_file_do_not_act_on_the_terminal(file):
+    with h5py.File(file, "r+") as held:
+        del held["nirs/probe"]
+        held.create_group("nirs/\x1b[2Jprobe\nno")
+    with pytest.raises(snirf.SnirfError) as error:
+        snirf.read(file)
+    assert str(error.value).isprintable() and "[2Jprobe" in str(error.value)

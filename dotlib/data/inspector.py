@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 LONGEST = 2**28  # bytes of a message
+LINE = 2000  # characters of a refusal, none of which can act on a terminal
 TOO_MUCH = 2  # exit status of a fork that lacks memory
 
 
@@ -68,7 +69,7 @@ def _examine(examine: Callable[..., Any], request: dict[str, Any], file: int, pi
             answer = examine(f"/dev/fd/{file}", request["path"], **request["options"])
             found = json.dumps({"answer": answer})
         except ValueError as error:
-            found = json.dumps({"refused": str(error)})
+            found = json.dumps({"refused": "".join(c if c.isprintable() else " " for c in str(error))[:LINE]})
         with open(pipe, "wb") as out:
             out.write(found.encode())
         status = 0

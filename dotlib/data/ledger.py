@@ -49,7 +49,7 @@ def remember(*what: str) -> None:
     if (where := folder()) is None:
         return
     with contextlib.suppress(OSError):
-        where.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.makedirs(where, mode=0o700, exist_ok=True)
         for entry in map(_entry, what):
             (where / entry).touch(mode=0o600)
             if entry.startswith("00"):  # now and then

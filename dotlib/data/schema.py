@@ -164,14 +164,21 @@ def examine(source: str, path: str) -> None:
                 file["digests"][:]
 
 
-def _inside(file: h5py.File, name: str, path: str) -> None:
-    """StoreError for what lies elsewhere: a link or a dataset that names another file would have it read."""
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        raise StoreError(f"{path}: {name:.80} is a link; accepted: datasets of the file itself")
-    if isinstance(item := file[name], h5py.Dataset):
+def elsewhere(group: h5py.Group, name: str) -> str:
+    """Why an item of a group lies elsewhere, empty where it does not: what names another file would have it read."""
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        return "is a link"
+    if isinstance(item := group[name], h5py.Dataset):
         layout = item.id.get_create_plist()
         if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():
-            raise StoreError(f"{path}: {name:.80} lies in other files; accepted: datasets of the file itself")
+            return "lies in other files"
+    return ""
+
+
+def _inside(file: h5py.File, name: str, path: str) -> None:
+    if why := elsewhere(file, name):
+        raise StoreError(f"{path}: {name:.80} {why}; accepted: datasets of the file itself")
+    if isinstance(item := file[name], h5py.Dataset):
         _attribute(item, "unit", f"{path}: {name:.80}")
 
 

@@ -113,9 +113,9 @@ class File:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        if not self.path.is_file():
-            raise StoreError(f"{path}: {'a directory' if self.path.is_dir() else 'no such file'}")
         try:
+            if not self.path.is_file():
+                raise StoreError(f"{path}: {'a directory' if self.path.is_dir() else 'no such file'}")
             with foreign.known(self.path, schema.examine) as source:
                 self._file = schema.opened(str(path), source)
         except OSError as error:
