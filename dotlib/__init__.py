@@ -6,8 +6,8 @@ The floors; imports point down only, and between modules of one floor only where
 1. `physics`, `data.phantoms`, `data.surface`, `data.probe`, `arms`, `improvements`, `recipes`, `losses`, `models`,
    `optim`: the parts. `physics` knows no anatomy and `phantoms` no light.
 2. the rest of `data`: a configuration's phantoms, readings, split and volumes; light and anatomy meet in `recording`.
-3. `checkpoint`, `history`, `inference`, `evaluation`, `journal`, `machine`, `memory`, `monitor`, `perceptual`,
-   `tracking`, `trainer`: one training; `records`: the committed results of many.
+3. `archive`, `checkpoint`, `history`, `inference`, `evaluation`, `journal`, `machine`, `memory`, `monitor`,
+   `perceptual`, `tracking`, `trainer`: one training; `records`: the committed results of many.
 4. `run`, `run_store`: trainings and their folders; `cluster`, `slurm`, `shards`: work on a cluster; `study`,
    `outcomes`, `results`, `trivial`, `comparison`: many runs and what they are compared with; `judgement`, `judged_*`,
    `localisation`: what they make of phantoms; `reconstruct`: of a recording; `sections`: what one section of the thesis

@@ -3,16 +3,18 @@
 import hashlib
 import io
 import os
-import pickle
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import archive
+
 SCHEMA = 2
-DIGEST = 64  # bytes at the end of the file: SHA-256 of all before them, in hexadecimal; torch.load does not mind them
+DIGEST = (
+    64  # bytes at the end of the file: SHA-256 of all before them, in hexadecimal; torch's reader does not mind them
+)
 
 
 class CheckpointError(ValueError):
@@ -55,7 +57,7 @@ def load(path: Path, config: str, device="cpu") -> dict[str, Any]:
     """
     record = _record(path, device)
     if record["config"] != config:
-        raise CheckpointError(f"{path}: belongs to configuration {record['config']}, not to {config}")
+        raise CheckpointError(f"{path}: belongs to configuration {record['config'][:80]}, not to {config}")
     return record["state"]
 
 
@@ -78,13 +80,15 @@ def _record(path: Path, device) -> dict[str, Any]:
         content, digest = raw[:-DIGEST], raw[-DIGEST:]
         if hashlib.sha256(content).hexdigest().encode() != digest:
             raise CheckpointError(f"{path}: damaged, or no checkpoint of dotlib; remove it to start anew")
-        record = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-    except (torch.OutOfMemoryError, torch.AcceleratorError):  # the device's failure, not the file's
-        raise
-    except (pickle.UnpicklingError, struct.error, EOFError, OSError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or ["empty"])[0]
-        raise CheckpointError(f"{path}: refused ({reason[:80]}); remove it to start anew") from None
-    if not isinstance(record, dict) or not {"schema", "config", "state"} <= set(record):
+        record = archive.read(content, device)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {os.strerror(error.errno)}") from None
+    except archive.ArchiveError as error:
+        raise CheckpointError(f"{path}: refused ({error}); remove it to start anew") from None
+    kinds = {"schema": int, "config": str, "state": dict, "about": str}
+    if isinstance(record, dict):
+        record.setdefault("about", "")  # earlier code had no place for it
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in kinds.items()):
         raise CheckpointError(f"{path}: no checkpoint of dotlib; remove it to start anew")
     if record["schema"] != SCHEMA:
         raise CheckpointError(f"{path}: schema {record['schema']}, accepted: {SCHEMA}; remove it to start anew")

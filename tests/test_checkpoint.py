@@ -5,6 +5,9 @@ import hashlib
 import io
 import os
 import pickle
+import re
+import resource
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from tiny import same
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
-from dotlib import checkpoint
+from dotlib import archive, checkpoint
 from dotlib.checkpoint import CheckpointError
 
 SMALL = {"weight": torch.linspace(-1, 1, 6).view(2, 3), "epochs": [{"epoch": 0, "loss": 0.1}], "betas": (0.9, 0.95)}
@@ -241,3 +244,115 @@ def test_write_is_on_the_disk_before_it_replaces(tmp_path, monkeypatch, writer):
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append(Path(b)), replace(a, b)))
     checkpoint.save(path, SMALL, "c0") if writer == "save" else checkpoint.write(path, b"12345")
     assert done == [path.stat().st_size, path]
+
+
+def record(state):
+    return {"schema": checkpoint.SCHEMA, "config": "c0", "about": "", "state": state}
+
+
+def repacked(path, change=None, compression=zipfile.ZIP_STORED, **records):
+    """A checkpoint with its pickle changed, or records replaced, and a digest that is right."""
+    with zipfile.ZipFile(io.BytesIO(path.read_bytes()[: -checkpoint.DIGEST])) as archive:
+        found = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()} | records
+    found["data.pkl"] = change(found["data.pkl"]) if change else found["data.pkl"]
+    with zipfile.ZipFile(held := io.BytesIO(), "w", compression) as archive:
+        for name, content in found.items():
+            archive.writestr(f"archive/{name}", content)
+    signed(path, held.getvalue())
+
+
+def signed(path, content):
+    path.write_bytes(content + hashlib.sha256(content).hexdigest().encode())
+
+
+def refusal(path):
+    """The line of a file that is refused, at no more memory than 64 MB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=r"refused \(.*\); remove it to start anew$") as error:
+        checkpoint.load(path, "c0")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16  # kB; on macOS bytes, a sharper bound
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300 + len(str(path))
+    return str(error.value)
+
+
+def test_archive_is_read_as_torch_reads_it(tmp_path):
+    """Its own reader of plain data as oracle: networks, optimisers, schedules, generators, every type of number."""
+    parts, step = walk()
+    step(0)
+    kinds = [*archive.STORAGES.values()]
+    state = {str(i): part.state_dict() for i, part in enumerate(parts)}
+    state |= {"random": torch.get_rng_state(), "kinds": [torch.arange(3).to(kind) for kind in kinds]}
+    state |= {"views": [(x := torch.arange(24.0).view(2, 3, 4)), x[:, 1], x.mT, x[1, 2, 3], x[:0]], "tree": SMALL}
+    content = torch_bytes(record(state))
+    found, wanted = archive.read(content), torch.load(io.BytesIO(content), weights_only=True)
+    assert same(found, wanted) and found["state"]["0"]._metadata == wanted["state"]["0"]._metadata
+    a, b = found["state"]["views"][:2]
+    a[0, 1, 0] = -1
+    assert b[0, 0] == -1  # they share a record still
+
+
+def swapped(old, new):
+    def change(content):
+        found, count = re.subn(old, lambda _: new, content, flags=re.DOTALL)
+        assert count == 1
+        return found
+
+    return change
+
+
+SIX = b"(?<=cpuq.)K\x06"  # the tensor of SMALL: six numbers, of shape (2, 3)
+SHAPE = b"K\x02K\x03\x86"
+HUGE = b"\x8a\x06\x00\x10\xa5\xd4\xe8\x00"  # 10**12 and some
+HARMS = {
+    "more numbers than the record has": (swapped(SIX, HUGE), "has 24 bytes, not 10"),
+    "fewer": (swapped(SIX, b"K\x05"), "has 24 bytes, not 5"),
+    "a huge shape": (swapped(SHAPE, b"K\x02" + HUGE + b"\x86"), "larger than its record"),
+    "a shape of products": (swapped(SHAPE, HUGE + HUGE + b"\x86"), "larger than its record"),
+    "an offset beyond": (swapped(b"QK\x00", b"QK\x05"), "storage offset 5"),
+    "another record": (swapped(b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x009"), "data/9"),
+    "bytes of any number": (lambda c: b"\x80\x02cbuiltins\nbytearray\n" + HUGE + b"\x85R.", "bytearray"),
+    "an allowed call with other arguments": (lambda c: b"\x80\x02ccollections\nOrderedDict\n](\x85R.", "by a call"),
+    "an attribute": (lambda c: b"\x80\x02ccollections\nOrderedDict\n)R}X\x01\x00\x00\x00aK\x01sb.", "sets attributes"),
+    "a table of 2**32 places": (lambda c: b"\x80\x02}r\xff\xff\xff\xff.", "no checkpoint"),
+    "a text that is cut off": (lambda c: b"\x80\x02X\xff\xff\xff\x7fabc.", "no tree"),
+    "tuples in tuples as a key": (lambda c: b"\x80\x02})" + b"\x85" * 10**5 + b"K\x01s.", "keys"),
+    "lists in lists": (lambda c: b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".", "no checkpoint"),
+    "nothing": (lambda c: b"", "no tree"),
+    "too little on the stack": (lambda c: b"\x80\x02tR.", "no tree"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_crafted_pickle_is_refused_in_little_memory(saved, harm):
+    path, _ = saved
+    change, words = HARMS[harm]
+    repacked(path, change)
+    if words == "no checkpoint":
+        with pytest.raises(CheckpointError, match="no checkpoint of dotlib"):
+            checkpoint.load(path, "c0")
+    else:
+        assert words in refusal(path)
+
+
+def test_record_that_inflates_is_refused(saved):
+    path, _ = saved
+    repacked(path, compression=zipfile.ZIP_DEFLATED, **{"data/0": bytes(2**28)})
+    assert path.stat().st_size < 2**20 and "is compressed" in refusal(path)
+
+
+def test_pickle_without_end_is_refused(saved, monkeypatch):
+    path, _ = saved
+    monkeypatch.setattr(archive, "LONGEST", 1000)
+    repacked(path, lambda content: b"\x80\x02" + b"}" * 1000)
+    assert "accepted: 1000 at most" in refusal(path)
+
+
+def test_sizes_in_the_directory_are_not_trusted(saved):
+    """Each of its numbers, set to the largest: compressed and plain size, offset, lengths of names."""
+    path, raw = saved
+    content = raw[: -checkpoint.DIGEST]
+    start, refused = content.index(b"PK\x01\x02"), 0
+    for place in range(start, len(content) - 4, 2):
+        signed(path, content[:place] + b"\xff\xff\xff\x7f" + content[place + 4 :])
+        refused += outcome(path) == "refused"
+    assert refused > 100
