@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -61,21 +62,49 @@ class Volumes:
 
 
 def networks(paths: Sequence[Path]) -> tuple[Config, list[nn.Module]]:
-    """Trained networks by their checkpoints, and their configuration, which differs in the seed alone."""
+    """Trained networks by their checkpoints, and their configuration, which differs in the seed alone.
+
+    Raises CheckpointError, ConfigError, and InputError for a checkpoint that holds another network than it says.
+    """
     found, models = [], []
     for path in paths:
         about, state = checkpoint.alone(path)
-        config = validate(Config, json.loads(about), str(path))
+        config = validate(Config, _fields(about, f"{path}: its configuration"), str(path))
         if config.task != TASK:
             raise InputError(f"{path}: a network of task {config.task!r}; one of task {TASK!r} is accepted")
-        model = inference.network(config)
-        model.load_state_dict(state["judged"])
-        models.append(model.to(memory_format=torch.channels_last_3d).eval())
+        models.append(_network(path, config, state.get("judged")))
         found.append(config.model_copy(update={"seed": 0}))
     for path, config in zip(paths, found, strict=True):
         if config != found[0]:
             raise InputError(f"{path}: another configuration than {paths[0]}; seeds of one are accepted")
     return found[0], models
+
+
+def _fields(text: str, what: str) -> dict[str, Any]:
+    """The fields of a JSON object that a file holds."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} is no JSON: {(str(error).splitlines() or ['empty'])[0]}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{what} is no JSON object")
+    return found
+
+
+def _network(path: Path, config: Config, weights: Any) -> nn.Module:
+    """The network of a configuration with these weights, whose shapes are compared before any memory is taken."""
+    try:
+        with torch.device("meta"):
+            wanted = {name: value.shape for name, value in inference.network(config).state_dict().items()}
+    except (RuntimeError, OverflowError) as error:
+        raise InputError(f"{path}: no such network: {str(error).splitlines()[0]:.80}") from None
+    held = weights if isinstance(weights, dict) else {}
+    shapes = {name: getattr(value, "shape", None) for name, value in held.items()}
+    if other := sorted(name for name in {*wanted, *shapes} if wanted.get(name) != shapes.get(name)):
+        raise InputError(f"{path}: its weights are not those of its configuration: {str(other[0])[:80]!r}")
+    model = inference.network(config)
+    model.load_state_dict(weights)
+    return model.to(memory_format=torch.channels_last_3d).eval()
 
 
 def from_dataset(path: Path, index: int, config: Config, every: bool = False, radius: float | None = None) -> Recording:
@@ -92,8 +121,10 @@ def from_dataset(path: Path, index: int, config: Config, every: bool = False, ra
         names = [name for name in ("ellipsoids", *store.MEASURED) if name in file]
         row = {name: file.raw(name, index, index + 1)[0] for name in names}
         held = file.attribute("fields") or file.attribute("configuration")
-    measured = json.loads(held).get("measurements", {}) if held else {}
-    light = Measurements(**{name: measured[name] for name in ("frequency", "n") if name in measured})
+    measured = _fields(held, f"{path}: its configuration").get("measurements") if held else None
+    measured = measured if isinstance(measured, dict) else {}
+    measured = {name: measured[name] for name in ("frequency", "n") if name in measured}
+    light = validate(Measurements, measured, f"{path}: its configuration")
     notes = () if held else (f"{light.frequency / 1e6:g} MHz and index {light.n:g} taken, which the file does not say",)
     if "ellipsoids" in row and radius is None and config.lift.surface == "known":
         return _recording(row, row["ellipsoids"][0], None, light, config, index, every, notes)

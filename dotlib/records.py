@@ -19,8 +19,10 @@ CURVES = ("arm", "seed", "epoch", "train_loss", "validation_loss", "nrmse_mua", 
 KEYS = ["arm", "seed", "checkpoint", "metric", "channel"]
 DIGITS = "%.6g"
 TABLES = ("metrics", "epochs", "runs")
+MOST = 2**28  # bytes of a file
 # digests, some of which look like numbers
 TEXT = dict.fromkeys(("failed", "config", "data", "key", "test", "code", "commit"), str)
+NEEDED = {"metrics": KEYS, "epochs": CURVES, "runs": ("arm", "seed", "failed", "config", "data", "code")}
 
 
 class ResultsError(ValueError):
@@ -96,13 +98,13 @@ def write(folder: Path, tables: Mapping[str, pd.DataFrame], profile: str, runs: 
 def read(folder: Path, names: Iterable[str]) -> tuple[About, dict[str, str]]:
     """What a record says of itself, and the texts of its tables.
 
-    Raises ResultsError for one that is incomplete, changed, or of another base configuration.
+    Raises ResultsError for one that is incomplete, changed, of another base configuration, or of files above MOST.
     """
     try:
-        values = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        values = json.loads(_text(folder / "about.json"))
         about = configuration.validate(About, values, "about.json")
-        texts = {name: (folder / f"{name}.csv").read_text(encoding="utf-8") for name in names}
-    except (OSError, ValueError, TypeError) as error:
+        texts = {name: _text(folder / f"{name}.csv") for name in names}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ResultsError(f"{folder}: {str(error).splitlines()[0]}") from None
     changed = [f"{name}.csv" for name, text in texts.items() if _digest(text) != about.tables.get(name)]
     if changed:
@@ -115,10 +117,30 @@ def read(folder: Path, names: Iterable[str]) -> tuple[About, dict[str, str]]:
 def load(folder: Path) -> Record:
     """A committed record. Raises ResultsError for one that is incomplete, changed, or of another base configuration."""
     about, texts = read(folder, TABLES)
-    wide, epochs, runs = (pd.read_csv(io.StringIO(text), dtype=TEXT) for text in texts.values())
-    metrics = wide.fillna({"channel": ""}).melt(KEYS, var_name="phantom").astype({"phantom": int})
+    wide, epochs, runs = (table(texts[name], f"{folder}/{name}.csv", NEEDED[name], TEXT) for name in TABLES)
+    try:
+        metrics = wide.fillna({"channel": ""}).melt(KEYS, var_name="phantom").astype({"phantom": int, "value": float})
+    except ValueError as error:
+        raise ResultsError(f"{folder}/metrics.csv: {str(error).splitlines()[0]:.80}; accepted: numbers") from None
     runs = runs.fillna({"failed": "", "key": ""})
     return Record(metrics.assign(inclusion=-1), epochs, runs, about.profile, f"{folder.parent.name}/{folder.name}")
+
+
+def table(text: str, where: str, needed: Iterable[str], kinds: Mapping[str, type] | type | None = None) -> pd.DataFrame:
+    """A table of a record; `kinds`: types of columns. Raises ResultsError for what is none, or lacks a column."""
+    try:
+        found = pd.read_csv(io.StringIO(text), dtype=kinds)
+    except (ValueError, OverflowError) as error:
+        raise ResultsError(f"{where}: no table: {(str(error).splitlines() or ['empty'])[0]:.80}") from None
+    if missing := [name for name in needed if name not in found]:
+        raise ResultsError(f"{where}: column {missing[0]!r} is missing")
+    return found
+
+
+def _text(path: Path) -> str:
+    if (size := path.stat().st_size) > MOST:
+        raise ValueError(f"{path.name} has {size} bytes; accepted: {MOST} at most")
+    return path.read_text(encoding="utf-8")
 
 
 def _base(profile: str) -> dict[str, Any]:

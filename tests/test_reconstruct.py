@@ -1,5 +1,6 @@
 """One recording into volumes by the command: files that are written, the frame they are in, and what is refused."""
 
+import json
 import re
 import subprocess
 import sys
@@ -402,3 +403,44 @@ def test_choices_of_a_snirf_file_are_asked_for_and_taken(tmp_path, capsys, model
         for k in range(40):
             held[f"nirs/data1/measurementList{k + 1}/dataType"][()] = 1
     assert "no frequency-domain data: data types 1 (continuous wave)" in refused(capsys, path, *use)
+
+
+@pytest.mark.parametrize(
+    ("about", "judged", "words"),
+    [
+        ({}, {}, "its weights are not those of its configuration"),
+        ({}, None, "its weights are not those of its configuration"),
+        ({"width": 10**5}, "own", "its weights are not those of its configuration"),
+        ({"width": 10**12}, "own", "no such network"),
+        ("[" * 10**5, "own", "is no JSON"),
+        ("[]", "own", "is no JSON object"),
+    ],
+)
+def test_checkpoint_of_another_network_than_it_says_is_one_line(tmp_path, capsys, recorded, about, judged, words):
+    """And takes no memory for it: a width of 10^5 asks for terabytes."""
+    c, own = configured(), inference.network(configured()).state_dict()
+    if isinstance(about, dict):
+        fields = json.loads(c.model_dump_json())
+        about = json.dumps(fields | {"model": fields["model"] | about})
+    path = tmp_path / "x.pt"
+    checkpoint.save(path, {"judged": own if judged == "own" else judged}, c.digest(), about)
+    assert command.main(["reconstruct", str(recorded), "--model", str(path)]) == command.EXIT_BAD_INPUT
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and str(path) in err and words in err
+
+
+@pytest.mark.parametrize(
+    "held", ["[1", "7", '{"measurements": [1]}', '{"measurements": {"frequency": "x"}}', "[" * 10**5]
+)
+def test_configuration_of_a_dataset_that_is_none_is_one_line(tmp_path, recorded, models, held):
+    c, _ = reconstruct.networks([models["seed0"]])
+    path = tmp_path / "other.h5"
+    path.write_bytes(recorded.read_bytes())
+    with h5py.File(path, "r+") as file:
+        file.attrs["fields"] = np.bytes_(held)
+    if held == '{"measurements": [1]}':  # says nothing of the light
+        assert reconstruct.from_dataset(path, 0, c).readings.frequency == config.Measurements().frequency
+        return
+    with pytest.raises(ValueError, match=r"its configuration") as error:
+        reconstruct.from_dataset(path, 0, c)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)

@@ -361,3 +361,42 @@ def test_record_is_of_the_arms_and_phantoms_that_the_code_has(name):
         assert made.digest() == row["config"], row["arm"]
         assert row.get("key", "") in ("", study.data_of(made, keys)), row["arm"]  # earlier records have none
     assert rows or name == "4.3-factorial"  # all of which are tuned
+
+
+CSV = {
+    "no text": b"\xff\xfe\x00",
+    "nothing": b"",
+    "no table": b'arm,seed\n"a,1\n',
+    "more fields than names": b"arm,seed\na,1,2,3\n",
+    "a phantom without a number": b"arm,seed,checkpoint,metric,channel,x\na,0,last,nrmse,mua,1\n",
+    "a value without a number": b"arm,seed,checkpoint,metric,channel,0\na,0,last,nrmse,mua,high\n",
+    "no columns": b"\n\n\n",
+}
+
+
+@pytest.mark.parametrize("name", records.TABLES)
+@pytest.mark.parametrize("harm", CSV)
+def test_table_that_is_none_beside_its_digest_is_one_line(folder, name, harm):
+    path = folder / f"{name}.csv"
+    path.write_bytes(CSV[harm])
+    about = json.loads((folder / "about.json").read_text())
+    about["tables"][name] = records._digest(CSV[harm].decode(errors="replace"))
+    (folder / "about.json").write_text(json.dumps(about))
+    with pytest.raises(records.ResultsError) as error:
+        records.load(folder)
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("about", ["", "[]", "7", "[" * 10**5, '{"profile": "quick"}', '{"runs": ' + "9" * 5000 + "}"])
+def test_about_that_is_none_is_one_line(folder, about):
+    (folder / "about.json").write_text(about)
+    with pytest.raises(records.ResultsError) as error:
+        records.load(folder)
+    assert "\n" not in str(error.value) and str(error.value).startswith(f"{folder}: ")
+
+
+def test_record_of_huge_files_is_refused_unread(folder):
+    with (folder / "runs.csv").open("ab") as file:
+        file.truncate(records.MOST + 1)
+    with pytest.raises(records.ResultsError, match=rf"runs\.csv has {records.MOST + 1} bytes"):
+        records.load(folder)
