@@ -19,7 +19,7 @@ CURVES = ("arm", "seed", "epoch", "train_loss", "validation_loss", "nrmse_mua", 
 KEYS = ["arm", "seed", "checkpoint", "metric", "channel"]
 DIGITS = "%.6g"
 TABLES = ("metrics", "epochs", "runs")
-MOST = 2**28  # bytes of a file
+MOST, WIDEST = 2**28, 10_000  # bytes of a file, columns of a table
 # digests, some of which look like numbers
 TEXT = dict.fromkeys(("failed", "config", "data", "key", "test", "code", "commit"), str)
 NEEDED = {"metrics": KEYS, "epochs": CURVES, "runs": ("arm", "seed", "failed", "config", "data", "code")}
@@ -128,6 +128,8 @@ def load(folder: Path) -> Record:
 
 def table(text: str, where: str, needed: Iterable[str], kinds: Mapping[str, type] | type | None = None) -> pd.DataFrame:
     """A table of a record; `kinds`: types of columns. Raises ResultsError for what is none, or lacks a column."""
+    if (width := text.partition("\n")[0].count(",") + 1) > WIDEST:
+        raise ResultsError(f"{where}: {width} columns; accepted: {WIDEST} at most")
     try:
         found = pd.read_csv(io.StringIO(text), dtype=kinds)
     except (ValueError, OverflowError) as error:

@@ -370,6 +370,7 @@ CSV = {
     "more fields than names": b"arm,seed\na,1,2,3\n",
     "a phantom without a number": b"arm,seed,checkpoint,metric,channel,x\na,0,last,nrmse,mua,1\n",
     "a value without a number": b"arm,seed,checkpoint,metric,channel,0\na,0,last,nrmse,mua,high\n",
+    "more columns than a table may have": b"a," * 10**5 + b"a\n",
     "no columns": b"\n\n\n",
 }
 

@@ -229,7 +229,8 @@ def _unpacked(dataset: h5py.Dataset, where: str, codes: list[int], size: int) ->
                 if codes[i] == h5py.h5z.FILTER_FLETCHER32:
                     raw = raw[:-4]
                 elif codes[i] == h5py.h5z.FILTER_DEFLATE:
-                    raw = zlib.decompressobj().decompress(raw, size + 5)
+                    with contextlib.suppress(zlib.error):
+                        raw = zlib.decompressobj().decompress(raw, size + 5)
         if len(raw) != size:
             raise StoreError(f"{where}: a chunk of {held} bytes does not unpack to {size}; damaged")
 

@@ -72,7 +72,7 @@ def examine(source: str, path: str, entry: int, block: int, saturation: float | 
             found = asdict(_read(_group(file, "nirs", entry), block, saturation=limit, **choices))
     except SnirfError as error:
         raise SnirfError(f"{path}: {error}") from None
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, OverflowError) as error:  # HDF5's, of many types
         reason = os.strerror(error.errno) if getattr(error, "errno", None) else "truncated, damaged, or no HDF5 file"
         raise SnirfError(f"{path}: {reason}") from None
     found["excluded"] = {why: pairs.tolist() for why, pairs in found["excluded"].items()}
