@@ -5,6 +5,7 @@ What is computed is kept, in each run's folder; the table of a profile's runs ca
 
 import dataclasses
 import hashlib
+import io
 import os
 import sys
 from collections.abc import Callable, Hashable, Mapping
@@ -103,14 +104,24 @@ def kept(folder: Path, who: str, on: Phantoms) -> Path:
     return folder / "judged" / f"{on.name.replace(' ', '-').replace('%', 'percent')}-{name}.csv"
 
 
+def _whole(path: Path) -> bytes | None:
+    """The table of a kept judgement, whose last line is its digest; None where it is missing or damaged."""
+    if not path.is_file():
+        return None
+    raw = path.read_bytes()
+    text, digest = raw[: -checkpoint.DIGEST], raw[-checkpoint.DIGEST :]
+    return text if hashlib.sha256(text).hexdigest().encode() == digest else None
+
+
 def _read(path: Path) -> pd.DataFrame:
     # numbers by way of text: parsers of CSV may lose their last bit
-    return pd.read_csv(path, dtype={"value": str}, keep_default_na=False).astype({"value": float})
+    return pd.read_csv(io.BytesIO(_whole(path)), dtype={"value": str}, keep_default_na=False).astype({"value": float})
 
 
 def _write(path: Path, found: pd.DataFrame) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write(path, found.to_csv(index=False, na_rep="nan").encode())
+    text = found.to_csv(index=False, na_rep="nan").encode()
+    checkpoint.write(path, text + hashlib.sha256(text).hexdigest().encode())
 
 
 def asked(arm: str, name: str) -> bool:
@@ -164,8 +175,8 @@ def _compute(
 ) -> None:
     """Judge what has no file yet: `trivials` by set, and runs, (run, set) by file."""
     device = machine.device()
-    lacking = {name: path for name, path in trivials.items() if not path.exists()}
-    wanted = {path: work for path, work in runs.items() if not path.exists()}
+    lacking = {name: path for name, path in trivials.items() if _whole(path) is None}
+    wanted = {path: work for path, work in runs.items() if _whole(path) is None}
     total = sum(len(every[name]) for name in [*lacking] * len(trivial.PREDICTORS) + [of for _, of in wanted.values()])
     if not total:
         return

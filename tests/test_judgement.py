@@ -539,3 +539,15 @@ def test_members_are_the_runs_of_all_studies():
     assert set(improvements.ROADMAP) <= arms and set(judgement.EVERYWHERE) <= arms
     trained = {*generalisation.TRAINED.values()}
     assert len(trained) == 5 and all(judgement.asked(arm, on) for arm in trained for on in judged_sets.NAMES)
+
+
+@pytest.mark.parametrize("harm", ["bit", "cut", "empty"])
+def test_damaged_judgement_is_missing(tmp_path, harm):
+    """It has a digest: an altered number is not taken for a result."""
+    table = pd.DataFrame({"metric": ["nrmse"], "channel": ["mua"], "value": [0.1 + 0.2], "n": [4]})
+    judgement._write(path := tmp_path / "a.csv", table)
+    assert judgement._read(path).equals(table)
+    raw = path.read_bytes()
+    at = raw.index(b"0.3")
+    path.write_bytes({"bit": raw[:at] + b"1" + raw[at + 1 :], "cut": raw[:-1], "empty": b""}[harm])
+    assert judgement._whole(path) is None and judgement._whole(tmp_path / "none.csv") is None
