@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import os
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from . import checkpoint
 from . import config as configuration
 from .config import Frozen, ProfileName
 
@@ -81,6 +84,7 @@ def write(folder: Path, tables: Mapping[str, pd.DataFrame], profile: str, runs: 
 
     Raises ResultsError where a larger record would be lost: one of a larger profile, or of more runs.
     """
+    _settle(folder)
     if (folder / "about.json").exists():
         former, sizes = read(folder, tables)[0], list(configuration.PROFILES)
         if (sizes.index(former.profile), former.runs) > (sizes.index(profile), runs):
@@ -88,11 +92,30 @@ def write(folder: Path, tables: Mapping[str, pd.DataFrame], profile: str, runs: 
             raise ResultsError(f"{folder}: holds {held}; remove it to record {runs} of {profile}")
     folder.mkdir(parents=True, exist_ok=True)
     texts = {name: t.to_csv(index=False, float_format=DIGITS, lineterminator="\n") for name, t in tables.items()}
-    for name, text in texts.items():
-        (folder / f"{name}.csv").write_text(text, encoding="utf-8")
     about = {"profile": profile, "runs": runs, "base": _base(profile)}
     about |= {"tables": {name: _digest(text) for name, text in texts.items()}}
-    (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    files = {f"{name}.csv": text for name, text in texts.items()} | {"about.json": json.dumps(about, indent=2) + "\n"}
+    new = _new(folder)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:  # on a full disk the former record stays
+        for name, text in files.items():
+            checkpoint.write(new / name, text.encode())
+        _settle(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _new(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.new")
+
+
+def _settle(folder: Path) -> None:
+    """Let a new record take the place of the former, or finish what was killed in it: `about.json` is written last."""
+    if (_new(folder) / "about.json").exists():
+        for path in sorted(_new(folder).iterdir(), key=lambda path: path.name == "about.json"):
+            os.replace(path, folder / path.name)
+        _new(folder).rmdir()
 
 
 def read(folder: Path, names: Iterable[str]) -> tuple[About, dict[str, str]]:
@@ -100,6 +123,7 @@ def read(folder: Path, names: Iterable[str]) -> tuple[About, dict[str, str]]:
 
     Raises ResultsError for one that is incomplete, changed, of another base configuration, or of files above MOST.
     """
+    _settle(folder)
     try:
         values = json.loads(_text(folder / "about.json"))
         about = configuration.validate(About, values, "about.json")

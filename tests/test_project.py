@@ -125,7 +125,7 @@ FLOORS = {
     "monitor": (3,),
     "tracking": (3,),
     "trainer": (3, "evaluation", "history", "inference", "journal", "machine", "memory", "monitor", "perceptual"),
-    "records": (3,),
+    "records": (3, "checkpoint"),
     "run": (4,),
     "run_store": (4, "run"),
     "cluster": (4,),

@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import errno
 import functools
 import json
+import os
 from pathlib import Path
 
 import histories
@@ -12,9 +14,9 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats as scipy_stats
-from tiny import Inline
+from tiny import Inline, Stop
 
-from dotlib import arms, comparison, config, machine, records, results, study, trainer
+from dotlib import arms, checkpoint, comparison, config, machine, records, results, study, trainer
 from dotlib.config import ConfigError
 from dotlib.data import dataset
 from dotlib.records import ResultsError
@@ -112,6 +114,37 @@ def test_bytes_are_the_same_when_saved_again(found, folder, tmp_path):
     records.save(records.load(folder), tmp_path / "loaded")
     assert contents(folder) == contents(tmp_path / "twice") == contents(tmp_path / "loaded")
     assert set(contents(folder)) == set(FILES)
+
+
+@pytest.mark.parametrize("what", [*FILES, "replace"])
+def test_record_that_cannot_be_written_leaves_the_former_or_is_finished(found, folder, monkeypatch, what):
+    """A disk that is full at each of its files; a kill between two of them as they take their places."""
+    other = dataclasses.replace(found, epochs=found.epochs.assign(train_loss=0.5))
+    before, write, replaced = contents(folder), checkpoint.write, []
+
+    def full(path, *arguments, **options):
+        if path.name == what:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, *arguments, **options)
+
+    def killed(*pair, plain=os.replace):
+        if Path(pair[1]).parent == folder:
+            replaced.append(pair)
+            if len(replaced) == 2:
+                raise Stop
+        plain(*pair)
+
+    with monkeypatch.context() as patch, pytest.raises((OSError, Stop)):
+        patch.setattr(checkpoint, "write", full)
+        if what == "replace":
+            patch.setattr(records.os, "replace", killed)
+            patch.setattr(records.shutil, "rmtree", lambda *arguments, **options: None)  # a killed process does not
+        records.save(other, folder)
+    if what != "replace":
+        assert contents(folder) == before and not records._new(folder).exists()
+        return
+    assert len(list(records._new(folder).iterdir())) == 3
+    assert records.load(folder).epochs["train_loss"].eq(0.5).all() and not records._new(folder).exists()
 
 
 def test_saving_replaces_what_is_no_larger(found, folder):
