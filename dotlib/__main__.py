@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dotlib: interrupted; the same command continues from the last checkpoints", file=sys.stderr)
         return EXIT_FAILED
-    except (RuntimeError, ArithmeticError, OSError) as error:
-        print(f"dotlib: {error}", file=sys.stderr)
+    except (RuntimeError, ArithmeticError, OSError, MemoryError) as error:
+        print(f"dotlib: {str(error) or 'out of memory'}", file=sys.stderr)
         return EXIT_FAILED
 
 

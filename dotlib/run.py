@@ -54,9 +54,10 @@ class Run(pydantic.BaseModel):
     def folder(self) -> Path:
         """The folder, which says what it is of."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if not (about := self.path / "config.json").exists():
-            fields = {"config": self.config.model_dump(mode="json"), "data": self.data, "version": VERSION}
-            checkpoint.write(about, json.dumps(fields, indent=1).encode())
+        fields = {"config": self.config.model_dump(mode="json"), "data": self.data, "version": VERSION}
+        about, content = self.path / "config.json", json.dumps(fields, indent=1).encode()
+        if not about.exists() or about.read_bytes() != content:  # a damaged one
+            checkpoint.write(about, content)
         return self.path
 
     def kept(self) -> History | None:
@@ -75,6 +76,14 @@ class Run(pydantic.BaseModel):
             return json.loads((self.path / FAILURE).read_text(encoding="utf-8"))["error"]
         except (OSError, ValueError, LookupError, TypeError):
             return ""
+
+    def progress(self) -> dict:
+        """What the run said last of how far it is; empty where it did not, or what it said is damaged."""
+        try:
+            found = json.loads((self.path / "progress.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def forget_failure(self) -> None:
         (self.path / FAILURE).unlink(missing_ok=True)
@@ -104,7 +113,9 @@ class Run(pydantic.BaseModel):
                 self.forget_failure()
                 try:
                     history.save(self._computed(), self.path / RESULT, self.key)
-                except (RuntimeError, ValueError, ArithmeticError, OSError) as error:
+                except workers.Ended:  # no failure: it continues
+                    raise
+                except (RuntimeError, ValueError, ArithmeticError, OSError, MemoryError) as error:
                     self._keep_failure(error)
                     raise
                 found = history.load(self.path / RESULT, self.key)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -118,8 +117,7 @@ def status(wanted: Mapping[Key, Run]) -> pd.DataFrame:
     """
     queue, rows = cluster.queue() if any(map(slurm.job_of, wanted.values())) else {}, []
     for (arm, seed), run in wanted.items():
-        progress = run.path / "progress.json"
-        row = json.loads(progress.read_text()) if progress.exists() else {}
+        row = run.progress()
         epoch = f"{row.get('epoch', 0)}/{run.config.training.epochs}"
         rate, left = row.get("samples_per_second", float("nan")), row.get("seconds_left", float("nan"))
         state = _state(run, queue, bool(row))
@@ -191,12 +189,13 @@ def _here(missing: dict[Key, Run], total: int, per_gpu: int) -> list[str]:
     places = gpus * per_gpu or cores
     # as if nothing were done yet: a run's threads, and so its bits, do not depend on when it is continued
     threads = max(1, cores // min(total, places))
-    failures, left, width = [], dict(missing), min(len(missing), places)
+    failed: dict[Key, str] = {}
+    left, width = dict(missing), min(len(missing), places)
     with tqdm(total=len(left), desc="runs", unit="run", file=sys.stderr) as bar:
         while left:
             width = min(width, len(left))
             ended, broken = _round(left, width, (threads, gpus), bar)
-            failures += [line for line in ended.values() if line]
+            failed |= {key: line for key, line in ended.items() if line}
             left = {key: run for key, run in left.items() if key not in ended}
             if broken and width > 1:
                 width //= 2
@@ -204,11 +203,11 @@ def _here(missing: dict[Key, Run], total: int, per_gpu: int) -> list[str]:
                 print(f"dotlib: {line}", file=sys.stderr)
             elif broken:
                 key = next(iter(left))
-                failures.append(f"{_name(key)}: a worker died (memory?); start again to continue")
+                failed[key] = f"{_name(key)}: a worker died (memory?); start again to continue"
                 del left[key]
                 width = min(len(missing), places)
                 bar.update()
-    return failures
+    return [line for key, line in failed.items() if not missing[key].done()]  # another driver may have
 
 
 def _round(runs: dict[Key, Run], width: int, share: tuple[int, int], bar: tqdm) -> tuple[dict[Key, str], bool]:
@@ -217,29 +216,31 @@ def _round(runs: dict[Key, Run], width: int, share: tuple[int, int], bar: tqdm) 
     slots = context.Queue()
     for slot in range(width):
         slots.put(slot)
-    with ProcessPoolExecutor(width, context, _start_worker, (slots, *share)) as pool:
+    with ProcessPoolExecutor(width, context, _start_worker, (slots, *share)) as pool, _ended_with_driver(pool):
         pending = {}
         for key, run in runs.items():
             with contextlib.suppress(BrokenProcessPool):  # a worker may die as it starts
                 pending[pool.submit(_compute, run)] = key
-        for future in _until_interrupted(as_completed(pending), pool):
+        for future in as_completed(pending):
             key = pending[future]
             try:
                 future.result()
             except BrokenProcessPool:
                 continue
-            except (RuntimeError, ValueError, ArithmeticError, OSError) as error:
-                ended[key] = f"{_name(key)}: {error}"
+            except (RuntimeError, ValueError, ArithmeticError, OSError, MemoryError) as error:
+                ended[key] = f"{_name(key)}: {str(error) or type(error).__name__}"
             else:
                 ended[key] = ""
             bar.update()
     return ended, len(ended) < len(runs)
 
 
-def _until_interrupted(futures: Iterable[Future], pool: ProcessPoolExecutor) -> Iterator[Future]:
+@contextlib.contextmanager
+def _ended_with_driver(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Interrupted anywhere, as it starts workers too, this ends them; their runs continue from their checkpoints."""
     try:
-        yield from futures
-    except KeyboardInterrupt as reason:  # end the workers too; their runs continue from their checkpoints
+        yield
+    except KeyboardInterrupt as reason:
         pool.shutdown(wait=False, cancel_futures=True)
         if isinstance(reason, Terminated):
             workers.end_gently(active_children())

@@ -10,6 +10,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
+from . import checkpoint
 from .report import cell, sidecars
 
 # the page of a notebook without the scripts that it would fetch: formulas are MathML; on a narrow screen its output
@@ -52,8 +53,8 @@ def run(
         for stale in (book / "figures").glob(f"{path.stem.split('-')[0]}-*.json"):
             stale.unlink()  # what this notebook does not write again leaves the gallery
         failures += execute(path, book / path.name, given)
-        (book / f"{path.stem}.html").write_text(to_html(book / path.name), encoding="utf-8")
-    (book / "index.html").write_text(index(book), encoding="utf-8")
+        checkpoint.write(book / f"{path.stem}.html", to_html(book / path.name).encode(), durable=False)
+    checkpoint.write(book / "index.html", index(book).encode(), durable=False)
     if failures:
         raise WorkbookError("\n".join(failures))
     return book / "index.html"

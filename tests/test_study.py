@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+import signal
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from queue import Queue
@@ -29,6 +30,7 @@ from dotlib import (
     study,
     tracking,
     trainer,
+    workers,
 )
 from dotlib.config import ConfigError
 from dotlib.data import dataset, split
@@ -544,3 +546,73 @@ def test_status_says_where_each_run_stands(tmp_path, inline, monkeypatch):
     progress = json.loads((started.folder() / "progress.json").read_text())
     assert table["samples/s"][2] == progress["samples_per_second"] and table["seconds left"][0] == 0
     assert not missing.path.exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\x00" * 40])
+def test_status_survives_a_damaged_progress(tmp_path, text):
+    run = a_run(tmp_path)
+    (run.folder() / "progress.json").write_text(text)
+    assert study.status({("a", 0): run})["state"].tolist() == ["missing"]
+
+
+def test_damaged_configuration_is_written_again_as_a_run_is_computed(tmp_path):
+    run = a_run(tmp_path)
+    path = run.folder() / "config.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    run.result()
+    assert path.read_bytes() == whole
+
+
+def test_run_that_finds_no_memory_is_one_line(tmp_path, inline, monkeypatch):
+    def refuse(*arguments, **options):
+        raise MemoryError("Unable to allocate 8.00 GiB for an array")
+
+    monkeypatch.setattr(trainer, "fit", refuse)
+    run = a_run(tmp_path)
+    with pytest.raises(StudyError, match=r"^a, seed 0: Unable to allocate 8.00 GiB for an array$"):
+        study.compute({("a", 0): run})
+    assert run.failure() == "Unable to allocate 8.00 GiB for an array"
+
+
+def test_run_that_was_asked_to_end_has_not_failed(tmp_path, monkeypatch):
+    run = a_run(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(workers.Ended):
+        patch.setattr(workers, "_requests", [signal.SIGTERM])
+        run.result()
+    assert run.failure() == "" and study.status({("a", 0): run})["state"].tolist() == ["started"]
+    assert len(run.result().epochs) == 2
+
+
+def test_interruption_as_workers_are_started_ends_them(tmp_path, monkeypatch):
+    """And does not wait for what was submitted before."""
+    told = []
+
+    class Pool(Inline):
+        def submit(self, work, run):
+            raise KeyboardInterrupt
+
+        def shutdown(self, **options):
+            told.append(options)
+
+    monkeypatch.setattr(study, "ProcessPoolExecutor", Pool)
+    with pytest.raises(KeyboardInterrupt):
+        study.compute({("a", 0): a_run(tmp_path)})
+    assert told == [{"wait": False, "cancel_futures": True}]
+
+
+def test_run_that_another_driver_finishes_meanwhile_is_no_failure(tmp_path, inline, monkeypatch):
+    """Of two drivers at once, the one that ends last has every run."""
+    theirs, mine, fit = a_run(tmp_path), a_run(tmp_path, seed=1), trainer.fit
+    lock = filelock.FileLock(theirs.folder() / "lock")
+
+    def fit_while_the_other_ends(*arguments, **options):
+        if lock.is_locked:
+            lock.release()
+            theirs.result()
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(trainer, "fit", fit_while_the_other_ends)
+    lock.acquire()
+    study.compute({("a", 0): theirs, ("a", 1): mine})
+    assert theirs.done() and mine.done()

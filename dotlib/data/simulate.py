@@ -216,8 +216,8 @@ def made(shards: list[Shard], workers: int) -> Iterator[tuple[Shard, str]]:
         return
     others = set(active_children())
     with _environment(), ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
-        pending = {pool.submit(_make, shard): shard for shard in shards}
         try:
+            pending = {pool.submit(_make, shard): shard for shard in shards}
             for future in as_completed(pending):
                 yield pending[future], future.result()
         except BrokenProcessPool:
