@@ -1,0 +1,1 @@
+"""Commands that are disturbed, and what came of them; `benchmarks/faults.py` tells the score."""
