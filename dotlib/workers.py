@@ -1,10 +1,11 @@
 """What every worker process needs: its cores, and how it ends."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import parent_process
 from multiprocessing.process import BaseProcess
 
@@ -64,6 +65,24 @@ def end_gently(processes: Iterable[BaseProcess], grace: float = GRACE) -> None:
         process.terminate()
     for process in processes:
         process.join(max(0.0, until - time.monotonic()))
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """SIGINT and SIGTERM come through once this is over: for code that an exception may not leave anywhere."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked, wait = [], {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in wait:
+        signal.signal(number, lambda number, frame: asked.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in wait.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+    for number in asked:
+        signal.raise_signal(number)
 
 
 def end_when_terminated() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import functools
+import itertools
 import json
 import os
 import resource
@@ -20,6 +21,7 @@ import psutil
 import pytest
 from tiny import RECORDED, Inline
 
+from dotlib import workers
 from dotlib.data import checks, dataset, recording, simulate, split, store
 from dotlib.data.recording import SimulationError
 from dotlib.physics import diffusion
@@ -347,3 +349,30 @@ def test_import_of_the_dataset_leaves_the_solver_alone():
     script = "import sys, dotlib.study; print('numba' in sys.modules or 'dotlib.physics.diffusion' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("call", [1, 5])
+def test_signal_as_a_file_is_written_waits_until_it_is_closed(tmp_path, monkeypatch, number, call):
+    """HDF5 calls back for every write, and takes no exception from there."""
+    calls, write = itertools.count(1), store._Disk.write
+
+    def signalled(self, data):
+        if next(calls) == call:
+            signal.raise_signal(number)
+        return write(self, data)
+
+    former = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(store._Disk, "write", signalled)
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        workers.end_when_terminated()
+        expected = workers.Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        with pytest.raises(expected), store.writing(tmp_path / "a.h5") as file:
+            file["n"] = np.arange(1000)
+            file["m"] = np.arange(10)
+    finally:
+        for n, handler in former.items():
+            signal.signal(n, handler)
+    with h5py.File(tmp_path / "a.tmp") as file:
+        assert file["n"][999] == 999 and next(calls) > call

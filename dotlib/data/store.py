@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from ..config import Data
+from ..workers import uninterrupted
 from . import foreign, ledger, schema
 from .schema import ATTRIBUTES, BLOCK, COLUMNS, DRAWN, GRIDS, MEASURED, SCHEMA, StoreError, sound
 
@@ -81,7 +82,7 @@ def writing(path: Path) -> Iterator[h5py.File]:
     Its content is known from then on (`foreign`), and so is a copy of it.
     """
     part = path.with_suffix(".tmp")
-    with _Disk(part, "w+") as disk:
+    with uninterrupted(), _Disk(part, "w+") as disk:  # HDF5 takes no exception from a file
         try:
             with h5py.File(disk, "w", libver=LIBVER) as file:
                 yield file
