@@ -31,18 +31,41 @@ TUNING_SEED = 1000
 LR, L2, DECAY, WARMUP = (3e-4, 3e-2), (1e-7, 1e-3), (1e-4, 1.0), (0.05, 0.5)  # ranges, evenly filled in the logarithm
 
 
-def points(candidate: str) -> list[dict[str, float]]:
-    """The values of lr, weight decay and warm-up share that a candidate is tried with: the middles of `SOBOL`'s cells.
+def ranges(candidate: str) -> dict[str, tuple[float, float]]:
+    """Where a candidate's lr, weight decay and warm-up share are sought, evenly in the logarithm.
 
     Decay in Adam's gradient and decoupled decay differ in kind: each has a range of its own, of the same width.
     """
-    ranges = (LR, L2 if CANDIDATES[candidate]["name"] == "adam" else DECAY, WARMUP)
-    rows = [
-        [low * (high / low) ** ((i + 0.5) / len(SOBOL)) for i, (low, high) in zip(cell, ranges, strict=True)]
-        for cell in SOBOL
+    decay = L2 if CANDIDATES[candidate]["name"] == "adam" else DECAY
+    return {"lr": LR, "weight_decay": decay, "warmup": WARMUP}
+
+
+def points(candidate: str, number: int = len(SOBOL)) -> list[dict[str, float]]:
+    """The values of lr, weight decay and warm-up share that a candidate is tried with, to three digits.
+
+    The first eight are the middles of `SOBOL`'s cells. It goes on with Sobol's sequence, all of it moved by half a
+    cell, modulo 1 (Cranley & Patterson 1976), of which they are the begin: a point depends on its place alone.
+    """
+    places = [[(i + 0.5) / len(SOBOL) for i in cell] for cell in SOBOL]
+    if number > len(places):
+        from scipy.stats import qmc  # large, and only here
+
+        further = qmc.Sobol(3, scramble=False).fast_forward(len(places))
+        rows = [further.random(1)[0] for _ in range(number - len(places))]  # one at a time: any number is balanced
+        places += [[float(x + 0.5 / len(SOBOL)) % 1 for x in row] for row in rows]
+    names, limits = zip(*ranges(candidate).items(), strict=True)
+    return [
+        {
+            name: rounded(low * (high / low) ** place)
+            for name, (low, high), place in zip(names, limits, row, strict=True)
+        }
+        for row in places[:number]
     ]
-    names = ("lr", "weight_decay", "warmup")
-    return [dict(zip(names, (float(f"{value:.3g}") for value in row), strict=True)) for row in rows]
+
+
+def rounded(value: float) -> float:
+    """Three digits: configurations, and so runs, are named by them."""
+    return float(f"{value:.3g}")
 
 
 def _tuning() -> dict[str, Arm]:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import filelock
@@ -100,8 +100,8 @@ class Run(pydantic.BaseModel):
         except OSError:  # a store that may only be read
             return False
 
-    def result(self) -> History:
-        """The result, computed where it is missing: trained, or continued, and judged.
+    def result(self, report: Callable[[dict], None] | None = None) -> History:
+        """The result, computed where it is missing: trained, or continued, and judged. `report` is told of each epoch.
 
         A run that diverges is a result too. Raises StudyError where another process computes it, or a run that it
         rests on diverged; what `trainer.fit` raises is kept as the run's failure, too, until it is tried again.
@@ -109,27 +109,39 @@ class Run(pydantic.BaseModel):
         if (found := self.kept()) is not None:
             return found
         with self.alone():
-            if (found := self.kept()) is None:
-                self.forget_failure()
-                try:
-                    history.save(self._computed(), self.path / RESULT, self.key)
-                except workers.Ended:  # no failure: it continues
-                    raise
-                except (RuntimeError, ValueError, ArithmeticError, OSError, MemoryError) as error:
-                    self._keep_failure(error)
-                    raise
-                found = history.load(self.path / RESULT, self.key)
-            return found
+            return self.computed(report)
 
-    def _computed(self) -> History:
+    def computed(self, report: Callable[[dict], None] | None = None, group: str = "") -> History:
+        """The result, for a process that has the folder `alone`. `group`: that of its W&B run, if not its own."""
+        if (found := self.kept()) is None:
+            self.forget_failure()
+            try:
+                history.save(self._computed(report, group), self.path / RESULT, self.key)
+            except workers.Ended:  # no failure: it continues
+                raise
+            except (RuntimeError, ValueError, ArithmeticError, OSError, MemoryError) as error:
+                self._keep_failure(error)
+                raise
+            found = history.load(self.path / RESULT, self.key)
+        return found
+
+    def so_far(self) -> list[dict]:
+        """The epochs from which it would continue, a row each."""
+        try:
+            return checkpoint.load(self.path / "last.pt", self.config.digest())["epochs"]
+        except checkpoint.CheckpointError:
+            return []
+
+    def _computed(self, report: Callable[[dict], None] | None, group: str) -> History:
         folder = self.folder()
         self._set_aside_damaged()
         facts = {"data key": self.data, "code": code_digest(), "versions": machine.versions()} | commit()
-        tracker = tracking.start(self.config, folder, facts)
+        tracker = tracking.start(self.config, folder, facts, group=group)
         try:
             return trainer.fit(
-                self.config, folder, tracker=tracker, teacher=self._taught(), ending=workers.asked_to_end
-            )
+                self.config, folder, report=report, tracker=tracker, teacher=self._taught(),
+                ending=workers.asked_to_end,
+            )  # fmt: skip
         except trainer.DivergedError as error:
             return error.history
         finally:

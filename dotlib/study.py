@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from typing import Protocol
 
 import pandas as pd
 import torch
@@ -170,7 +171,9 @@ def compute(wanted: Mapping[Key, Run], on: str = "here", per_gpu: int = 1) -> No
         tasks = [slurm.RunTask(_name(key), run) for key, run in missing.items()]
         failures += slurm.run(tasks, tasks[0].it.store / "slurm")
     else:
-        failures += _here(missing, len(wanted), per_gpu)
+        work = {_name(key): run for key, run in missing.items()}
+        failed = here(work, len(wanted), per_gpu)
+        failures += [line for name, line in failed.items() if not work[name].done()]  # another driver may have
     if failures:
         raise StudyError("\n".join(failures))
 
@@ -179,19 +182,25 @@ def _name(key: Key) -> str:
     return f"{key[0]}, seed {key[1]}"
 
 
-def _here(missing: dict[Key, Run], total: int, per_gpu: int) -> list[str]:
-    """Compute runs of a study of `total` on this machine; a line for each that failed.
+class Work(Protocol):
+    """What a worker is given: a run, or a trial of a sweep."""
+
+    def result(self) -> object: ...
+
+
+def here(missing: Mapping[str, Work], total: int, per_gpu: int, what: str = "run") -> dict[str, str]:
+    """Do work, by name, on this machine, of a study or sweep of `total`; a line for each piece that failed.
 
     A worker that dies, killed for its memory perhaps, takes those beside it along: what is left is continued by half as
-    many workers, down to one; a run that dies alone has failed.
+    many workers, down to one; one that dies alone has failed.
     """
     gpus, cores = torch.cuda.device_count(), cpu_cores()
     places = gpus * per_gpu or cores
     # as if nothing were done yet: a run's threads, and so its bits, do not depend on when it is continued
     threads = max(1, cores // min(total, places))
-    failed: dict[Key, str] = {}
+    failed: dict[str, str] = {}
     left, width = dict(missing), min(len(missing), places)
-    with tqdm(total=len(left), desc="runs", unit="run", file=sys.stderr) as bar:
+    with tqdm(total=len(left), desc=f"{what}s", unit=what, file=sys.stderr) as bar:
         while left:
             width = min(width, len(left))
             ended, broken = _round(left, width, (threads, gpus), bar)
@@ -199,28 +208,28 @@ def _here(missing: dict[Key, Run], total: int, per_gpu: int) -> list[str]:
             left = {key: run for key, run in left.items() if key not in ended}
             if broken and width > 1:
                 width //= 2
-                line = f"a worker died (memory?); {len(left)} runs go on with {width} at a time"
+                line = f"a worker died (memory?); {len(left)} {what}s go on with {width} at a time"
                 print(f"dotlib: {line}", file=sys.stderr)
             elif broken:
                 key = next(iter(left))
-                failed[key] = f"{_name(key)}: a worker died (memory?); start again to continue"
+                failed[key] = f"{key}: a worker died (memory?); start again to continue"
                 del left[key]
                 width = min(len(missing), places)
                 bar.update()
-    return [line for key, line in failed.items() if not missing[key].done()]  # another driver may have
+    return failed
 
 
-def _round(runs: dict[Key, Run], width: int, share: tuple[int, int], bar: tqdm) -> tuple[dict[Key, str], bool]:
-    """What came of the runs that ended, empty where it is a result, and whether a worker died."""
+def _round(work: dict[str, Work], width: int, share: tuple[int, int], bar: tqdm) -> tuple[dict[str, str], bool]:
+    """What came of the work that ended, empty where it is a result, and whether a worker died."""
     context, ended = get_context("spawn"), {}
     slots = context.Queue()
     for slot in range(width):
         slots.put(slot)
     with ProcessPoolExecutor(width, context, _start_worker, (slots, *share)) as pool, _ended_with_driver(pool):
         pending = {}
-        for key, run in runs.items():
+        for key, it in work.items():
             with contextlib.suppress(BrokenProcessPool):  # a worker may die as it starts
-                pending[pool.submit(_compute, run)] = key
+                pending[pool.submit(_compute, it)] = key
         for future in as_completed(pending):
             key = pending[future]
             try:
@@ -228,11 +237,11 @@ def _round(runs: dict[Key, Run], width: int, share: tuple[int, int], bar: tqdm) 
             except BrokenProcessPool:
                 continue
             except (RuntimeError, ValueError, ArithmeticError, OSError, MemoryError) as error:
-                ended[key] = f"{_name(key)}: {str(error) or type(error).__name__}"
+                ended[key] = f"{key}: {str(error) or type(error).__name__}"
             else:
                 ended[key] = ""
             bar.update()
-    return ended, len(ended) < len(runs)
+    return ended, len(ended) < len(work)
 
 
 @contextlib.contextmanager
@@ -258,10 +267,10 @@ def _start_worker(slots, threads: int, gpus: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _compute(run: Run) -> None:
+def _compute(work: Work) -> None:
     if workers.asked_to_end():
-        raise Ended(f"{run.path}: not begun")
-    run.result()
+        raise Ended("not begun")
+    work.result()
 
 
 def elsewhere(rows: pd.DataFrame, wanted: dict[Key, Run]) -> pd.DataFrame:

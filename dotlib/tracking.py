@@ -106,19 +106,24 @@ class Tracker:
 
 
 def start(
-    config: Config, folder: Path, facts: Mapping[str, Any], mode: str | None = None, images_every: int | None = None
+    config: Config,
+    folder: Path,
+    facts: Mapping[str, Any],
+    mode: str | None = None,
+    images_every: int | None = None,
+    group: str = "",
 ) -> Tracker:
     """Track a run in `folder`/wandb, offline unless `mode` or else $WANDB_MODE says otherwise.
 
-    The W&B configuration is `config`, and `facts`: data, commit, versions. Task and network group the runs; optimiser,
-    schedule and seed name them. A continued run keeps its W&B run, and what was logged before is not logged again.
-    Pictures are kept every `images_every` epochs, or else every $DOTLIB_IMAGES_EVERY, or every one; never at 0. Raises
-    ConfigError for an unknown mode or number.
+    The W&B configuration is `config`, and `facts`: data, commit, versions. Task and network, or `group`, group the
+    runs; optimiser, schedule and seed name them. A continued run keeps its W&B run, and what was logged before is not
+    logged again. Pictures are kept every `images_every` epochs, or else every $DOTLIB_IMAGES_EVERY, or every one; never
+    at 0. Raises ConfigError for an unknown mode or number.
     """
     images_every = images() if images_every is None else images_every
     if (chosen := resolved(mode)) == "disabled":
         return Tracker()
-    options = _options(config, folder.resolve(), facts, chosen)
+    options = _options(config, folder.resolve(), facts, chosen) | ({"group": group} if group else {})
     environment = QUIET | {"WANDB_CACHE_DIR": str(Path(options["dir"], "wandb", "cache"))} | os.environ
     environment.pop("WANDB_SERVICE", None)  # that of a run which the user may have in this process
     try:

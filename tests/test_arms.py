@@ -183,6 +183,19 @@ def test_points_hit_each_eighth_of_every_range_once(candidate):
         assert all(abs(place % 1 - 0.5) < 0.05 for place in places)  # three digits are kept
 
 
+def test_further_points_go_on_with_sobols_sequence_moved_by_half_a_cell():
+    """By their places: each power of two fills the ranges evenly, and a point does not depend on how many follow."""
+    expected = (qmc.Sobol(3, scramble=False).random(64) + 1 / 16) % 1
+    points, limits = arms.points("muon", 64), arms.ranges("muon")
+    for row, point in zip(expected, points, strict=True):
+        found = [math.log(point[name] / low) / math.log(high / low) for name, (low, high) in limits.items()]
+        assert found == pytest.approx(row, abs=2e-3)  # three digits are kept
+        assert all(low <= point[name] <= high for name, (low, high) in limits.items())
+    for number in (1, 8, 9, 13):
+        assert arms.points("muon", number) == points[:number]
+    assert len({tuple(point.values()) for point in points}) == 64
+
+
 def test_candidates_are_tried_at_the_same_rates_and_warm_ups():
     tried = {tuple((p["lr"], p["warmup"]) for p in arms.points(candidate)) for candidate in CANDIDATES}
     assert len(tried) == 1

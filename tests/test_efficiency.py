@@ -302,7 +302,7 @@ def test_run_is_split_by_where_it_waits(monkeypatch):
     profiler = functools.partial(cProfile.Profile, lambda: now)
     monkeypatch.setattr(step_profile.cProfile, "Profile", profiler)
     alive = SimpleNamespace(poll=lambda: None, stdin=SimpleNamespace(write=len, close=lambda: None), wait=lambda _: 0)
-    monkeypatch.setattr(tracking, "start", lambda *_: tracking.Tracker(alive, None, {}))
+    monkeypatch.setattr(tracking, "start", lambda *_, **__: tracking.Tracker(alive, None, {}))
     monkeypatch.setattr(tracking, "_feed", lambda *_: None)
     history, run = step_profile.of_run(small(), 2, "offline")
     spent = run.set_index("part")["seconds"]

@@ -482,7 +482,8 @@ def test_run_is_tracked_in_its_folder(tmp_path, monkeypatch):
         def finish(self):
             told.append("finished")
 
-    def start(config, folder, facts):
+    def start(config, folder, facts, group):
+        assert group == ""
         told.append((config, folder, facts["data key"]))
         return Told()
 
