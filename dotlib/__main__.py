@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from . import commands as do
-from .arms import STUDIES
+from .arms import CANDIDATES, SOBOL, STUDIES
 from .config import PROFILES
 from .workers import Terminated, end_when_terminated
 
@@ -88,6 +88,16 @@ def _parser() -> argparse.ArgumentParser:
         else:
             what = ("store", "folders") if name == "merge" else ("run", "the begin or the end of a run's name")
             verb.add_argument("names", nargs="+", metavar=what[0], help=what[1])
+    command = add(
+        "sweep", do.sweep, "Tune candidates: their trials, as many for each.", "muon adamw-cosine --profile smoke"
+    )
+    command.add_argument("candidates", nargs="+", metavar="candidate", help=f"all, or of {', '.join(CANDIDATES)}")
+    command.add_argument("--trials", type=int, default=len(SOBOL), help=f"of each; {len(SOBOL)} by default")
+    command.add_argument("--sampler", choices=("sobol", "tpe"), default="sobol", help="TPE begins with Sobol's points")
+    command.add_argument("--pruner", choices=("none", "median"), default="none",
+                         help="give up a trial that is worse than the median, from half of its epochs on")  # fmt: skip
+    command.add_argument("--on", choices=("here", "slurm"), default="here", help="on this machine, or by jobs")
+    command.add_argument("--per-gpu", type=int, default=1, help="trials that share a GPU of this machine; 1 by default")
     command = add("judge", do.judge, "Judge finished runs on other phantoms.", "--task reconstruct --record")
     command.add_argument("--record", action="store_true", help="write the judgements to results/")
     command.add_argument("--task", choices=("autoencode", "reconstruct"), default="autoencode",

@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from .arms import STUDIES
+from .arms import CANDIDATES, STUDIES
 from .config import ConfigError, Data, Measurements, named, profile, root, validate
 
 EXIT_FAILED = 1
@@ -72,11 +72,15 @@ def _runs(arguments: argparse.Namespace) -> dict:
     return study.members(arguments.study, arguments.profile, arguments.seeds, root() / "runs")
 
 
-def study(arguments: argparse.Namespace) -> int:
+def _require_place(arguments: argparse.Namespace) -> None:
     if arguments.per_gpu < 1:
         raise ConfigError(f"--per-gpu {arguments.per_gpu}: a positive number is accepted")
     if arguments.per_gpu > 1 and arguments.on != "here":
         raise ConfigError("--per-gpu: accepted with --on here")
+
+
+def study(arguments: argparse.Namespace) -> int:
+    _require_place(arguments)
     wanted = _runs(arguments)
     from . import records, results, study
 
@@ -160,6 +164,24 @@ def runs_merge(arguments: argparse.Namespace) -> None:
     for name in arguments.names:
         taken = run_store.merge(Path(name), arguments.store or root() / "runs")
         print(f"{name}: {taken} runs taken over")
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    _require_place(arguments)
+    profile(arguments.profile)
+    names = list(CANDIDATES) if "all" in arguments.candidates else arguments.candidates
+    for name in names:
+        named("candidate", {"all": None, **CANDIDATES}, name)
+    if arguments.trials < 1:
+        raise ConfigError(f"--trials {arguments.trials}: a positive number is accepted")
+    from . import sweep
+
+    how = arguments.trials, arguments.sampler, arguments.pruner
+    searches = sweep.planned(names, arguments.profile, root() / "runs", *how)
+    sweep.compute(searches, arguments.on, arguments.per_gpu)
+    found = sweep.budget(searches)
+    print(found.to_string(index=False, float_format="%.4g", na_rep="-"))
+    return EXIT_FAILED if found["error"].isna().any() else 0
 
 
 def judge(arguments: argparse.Namespace) -> None:

@@ -31,7 +31,19 @@ from dotlib import (
 from dotlib.data import checks, phantoms, simulate, store
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("simulate", "check", "study", "status", "runs", "judge", "tune", "reconstruct", "workbook", "bench")
+COMMANDS = (
+    "simulate",
+    "check",
+    "study",
+    "status",
+    "runs",
+    "sweep",
+    "judge",
+    "tune",
+    "reconstruct",
+    "workbook",
+    "bench",
+)
 
 
 @pytest.fixture
@@ -79,6 +91,11 @@ def refused(capsys, code, *arguments):
         ),
         ("status 4.3-factorial --profile smoke", ("arm adam-constant", "study 4.3-tuning does it")),
         ("study 4.3-sensitivity --profile large", ("unknown profile 'large'", "smoke, quick, full")),
+        ("sweep adamm --profile smoke", ("unknown candidate 'adamm'", "all, adam-constant, ")),
+        ("sweep muon --profile large", ("unknown profile 'large'", "smoke, quick, full")),
+        ("sweep muon --trials 0", ("--trials 0", "positive")),
+        ("sweep muon --per-gpu 0", ("--per-gpu 0", "positive")),
+        ("sweep muon --per-gpu 2 --on slurm", ("--per-gpu", "--on here")),
         ("workbook --profile large", ("unknown profile 'large'", "smoke, quick, full")),
         ("workbook --profile smoke", ("notebooks", "no notebook")),
         ("workbook --profile smoke --notebook none.ipynb", ("none.ipynb", "no notebook")),
@@ -115,6 +132,10 @@ def test_outside_the_project_is_one_line(tmp_path, monkeypatch, capsys, line):
         "bench",
         "status x --seeds many",
         "study x --on mars",
+        "sweep",
+        "sweep muon --sampler grid",
+        "sweep muon --pruner worst",
+        "sweep muon --trials many",
     ],
 )
 def test_wrong_usage_ends_with_2(capsys, line):
@@ -263,11 +284,22 @@ print(*sys.modules)
 def test_help_and_refusals_load_none_of_the_large_libraries():
     """They answer at once; what computes is loaded by the commands that compute."""
     lines = ["--help", *(f"{name} --help" for name in COMMANDS), "status 4.9", "study 4.3-ends --profile large"]
+    lines += ["sweep adamm", "sweep muon --trials 0"]
     arguments = [sys.executable, "-c", HELP, *lines]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert {"dotlib.__main__", "dotlib.arms"} <= loaded
-    assert not loaded & {"torch", "scipy", "pandas", "numpy", "matplotlib", "submitit", "wandb", "dotlib.study"}
+    assert not loaded & {
+        "torch",
+        "scipy",
+        "pandas",
+        "numpy",
+        "matplotlib",
+        "submitit",
+        "wandb",
+        "optuna",
+        "dotlib.study",
+    }
 
 
 @pytest.fixture
@@ -362,6 +394,22 @@ def test_interruption_is_one_line_and_a_failure(project, capsys, monkeypatch):
     assert capsys.readouterr().err.splitlines() == [
         "dotlib: interrupted; the same command continues from the last checkpoints"
     ]
+
+
+def test_sweep_prints_what_each_candidate_took_and_a_candidate_without_a_result_is_a_failure(
+    project, capsys, monkeypatch
+):
+    monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr("dotlib.data.samples.prepare", lambda configs: None)
+    monkeypatch.setattr(trainer, "fit", histories.fit)
+    assert command.main(["sweep", "muon", "adam-cosine", "muon", "--profile", "smoke", "--trials", "9"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:6] == ["candidate", "trials", "epochs", "pruned", "spared", "failed"]
+    assert [row.split()[:6] for row in rows] == [[name, "9", "9", "0", "0", "0"] for name in ("muon", "adam-cosine")]
+    assert len(list((project / "runs").glob("autoencode-*"))) == 18
+    monkeypatch.setattr(trainer, "fit", lambda c, *a, **o: histories.made_up(c, failed="epoch 0: loss nan"))
+    assert command.main(["sweep", "schedule-free", "--profile", "smoke"]) == 1
+    assert capsys.readouterr().out.splitlines()[1].split() == ["schedule-free", *"80008", *"----"]
 
 
 def test_settings_are_tuned_and_recorded(project, capsys, monkeypatch):
