@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from .history import History
 from .run import Run, StudyError
-from .search import STARTUP, Point, Search
+from .search import Point, Search, median
 
 ERROR = "nrmse_mua"  # of validation, at the end: what is sought to be low
 PATIENCE = 300.0  # seconds that a process waits for others to choose their trials
@@ -59,7 +59,7 @@ class Ledger:
         self._kept: dict[Path, History] = {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         epochs = search.base.config.training.epochs
-        pruners = {"none": optuna.pruners.NopPruner(), "median": optuna.pruners.MedianPruner(STARTUP // 2, epochs // 2)}
+        pruners = {"none": optuna.pruners.NopPruner(), "median": median(epochs)}
         lock = filelock.FileLock(search.folder / "journal.lock")  # one that a killed process cannot leave behind
         with self._alone(), self._readable():
             with lock:

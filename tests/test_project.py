@@ -170,6 +170,7 @@ FLOORS = {
     "sections.optimisers": (4, "comparison"),
     "sections.factorial": (4, "sections.optimisers"),
     "sections.settings": (4, "sections.optimisers"),
+    "sections.tuning": (4, "search", "sections.settings"),
     "sections.speed": (4, "sections.optimisers", "sections.settings"),
     "sections.hypotheses": (4, "comparison", "sections.optimisers", "sections.speed", "sections.stability"),
     "sections.attention": (
@@ -243,6 +244,7 @@ FLOORS = {
     "plots.light": (5, "plots"),
     "plots.optimisers": (5, "plots"),
     "plots.efficiency": (5, "plots"),
+    "plots.tuning": (5, "plots", "plots.optimisers"),
     "plots.reconstruction": (5, "plots"),
     "report": (5, "plots"),
     "chapter": (5, "report"),

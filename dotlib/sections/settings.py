@@ -30,7 +30,7 @@ def tuning_points(record) -> pd.DataFrame:
         part["failed"] = failed.reindex(keys, fill_value=NO_RUN).to_numpy()
         part["error"] = last.reindex(keys).where(part["failed"].to_numpy() == "").to_numpy()
         part["chosen"] = part["error"].notna() & (part["error"] == part["error"].min())
-        ends = [(setting, part[setting].isin([part[setting].min(), part[setting].max()])) for setting in _used(name)]
+        ends = [(setting, part[setting].isin([part[setting].min(), part[setting].max()])) for setting in used(name)]
         part["edge"] = [
             ", ".join(setting for setting, at in ends if at[i]) if part.loc[i, "chosen"] else "" for i in part.index
         ]
@@ -38,7 +38,7 @@ def tuning_points(record) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _used(candidate: str) -> list[str]:
+def used(candidate: str) -> list[str]:
     """The settings that do something: without a schedule there is no warm-up."""
     fields = arms.CANDIDATES[candidate]
     warm = fields["schedule"] != "constant" or fields["name"] == "schedule-free"
