@@ -16,7 +16,7 @@ from pathlib import Path
 import optuna
 import pandas as pd
 
-from . import arms, checkpoint, slurm, study, tracking, workers
+from . import arms, checkpoint, cluster, slurm, study, tracking, workers
 from . import config as configuration
 from .config import ConfigError
 from .data import samples
@@ -54,6 +54,8 @@ def compute(searches: Sequence[Search], on: str = "here", per_gpu: int = 1) -> N
     left = sum(Ledger(search).left(again=True) for search in searches)
     if not left:
         return
+    if on == "slurm":
+        cluster.queue()
     tracking.resolved()  # refused here, once, rather than in every run
     tracking.images()
     samples.prepare(search.base.config for search in searches)
@@ -62,7 +64,7 @@ def compute(searches: Sequence[Search], on: str = "here", per_gpu: int = 1) -> N
         told = slurm.run(_tasks(searches, left), folder=searches[0].base.store / "slurm")
     else:
         turns = {f"trial {i}": Work(searches) for i in range(left)}
-        told = study.here(turns, sum(search.trials for search in searches), per_gpu, "trial")
+        told = study.here(turns, sum(search.trials for search in searches), per_gpu, "trial").values()
     lines = [
         f"{search.name}, trial {index}: {why}"
         for search in searches
@@ -130,6 +132,10 @@ class SweepTask:
         """Nothing is left for it: all trials are finished, in work, or failed."""
         return not any(Ledger(search).left() for search in self.searches)
 
+    def busy(self) -> bool:
+        """Never: any number of workers may be at work on a sweep."""
+        return False
+
     def failure(self) -> str:
         path = self.folder / FAILURE
         return json.loads(path.read_text(encoding="utf-8"))["error"] if path.exists() else ""
@@ -152,7 +158,7 @@ def _tasks(searches: tuple[Search, ...], left: int) -> list[SweepTask]:
     """As many as may run at a time, in folders that a second driver of the same searches finds."""
     key = hashlib.sha256("\n".join(search.name for search in searches).encode()).hexdigest()[:8]
     folder = searches[0].base.store / "sweeps" / f"jobs-{key}"
-    number = min(slurm.cluster().concurrency, left)
+    number = min(cluster.asked().concurrency, left)
     return [SweepTask(f"worker {i + 1} of {number}", searches, folder / str(i)) for i in range(number)]
 
 

@@ -128,7 +128,7 @@ def test_parts_hold_their_phantoms_and_readings(folder, recorded):
 
 def test_split_is_the_users_or_that_of_the_fractions(own, recorded):
     with store.File(recorded) as file:
-        stratum = split.strata(file.raw("ellipsoids"), file.raw("sigma"))
+        stratum = split.strata(file.raw("ellipsoids"), split.quality(file.raw("sigma")))
     expected = split.split(stratum, (14, 3, 3), 3)
     np.testing.assert_array_equal(dataset.read(recorded, seed=3).labels, expected)
     users = np.arange(36).astype("i1") % 3
@@ -370,6 +370,9 @@ def test_content_that_is_not_what_was_written_is_seen(recorded, tmp_path):
     path = shutil.copy(recorded, tmp_path / "own.h5")
     with h5py.File(path, "r+") as file:
         file["phase"][33, 0] += 1
+    with pytest.raises(StoreError, match=r"phantoms 32-35 are damaged \(digest"):
+        store.File(path)
+    ledger.remember(hashlib.sha256(path.read_bytes()).hexdigest())
     with store.File(path) as file, pytest.raises(StoreError, match=r"phantoms 32-35 are damaged \(digest"):
         file.digests()
 
@@ -379,3 +382,15 @@ def test_reading_a_range_reads_these_phantoms(recorded):
         whole = file.read("phase")
         for a, b in ((0, 1), (15, 17), (20, 36), (35, 99)):
             np.testing.assert_array_equal(file.read("phase", a, b), whole[a:b])
+
+
+def test_quality_that_is_stored_is_that_of_the_readings(recorded, tmp_path):
+    """So that a file of many phantoms is split without reading what they hold."""
+    with store.File(recorded) as file:
+        np.testing.assert_array_equal(file.raw("quality"), split.quality(file.raw("sigma")))
+    path = shutil.copy(recorded, tmp_path / "own.h5")
+    with h5py.File(path, "r+") as file:
+        del file["quality"]
+    for fractions in (None, (4, 1, 1)):
+        a, b = (dataset.read(p, 16, fractions) for p in (recorded, path))
+        assert a.labels.tolist() == b.labels.tolist() and a.digest == b.digest

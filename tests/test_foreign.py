@@ -90,6 +90,7 @@ def user(recorded, tmp_path, request):
     path = Path(shutil.copy(recorded, tmp_path / "own.h5"))
     with h5py.File(path, "r+") as file:
         file["phase"][3, 1] += 1
+        del file["digests"]  # which would tell
         file.attrs["device"] = request.node.name
     return path
 

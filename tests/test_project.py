@@ -134,7 +134,7 @@ FLOORS = {
     "study": (4, "cluster", "run", "slurm"),
     "search": (4, "run"),
     "ledger": (4, "run", "search"),
-    "sweep": (4, "ledger", "run", "search", "slurm", "study"),
+    "sweep": (4, "cluster", "ledger", "run", "search", "slurm", "study"),
     "outcomes": (4, "study"),
     "results": (4, "outcomes", "study"),
     "trivial": (4,),

@@ -52,7 +52,7 @@ def sigma():
 @pytest.mark.parametrize("measured", [False, True])
 def test_split_balances_the_strata(tables, sigma, measured):
     n = 4000 if measured else 2000
-    stratum = split.strata(tables[:n], sigma[:n] if measured else None)
+    stratum = split.strata(tables[:n], split.quality(sigma[:n]) if measured else None)
     labels = split.split(stratum, FRACTIONS, 0)
     counts = np.array([np.bincount(labels[stratum == s], minlength=3) for s in np.unique(stratum)])
     assert len(counts) == (24 if measured else 12) and counts.sum(1).min() > 50
@@ -67,17 +67,17 @@ def test_quality_is_above_or_below_the_edge_by_the_median_pair(tables):
     rows, edge = tables[:4], np.float32(split.QUALITY_EDGE)
     sigma = np.full((4, 5, 2), 9, dtype="f4")  # of phases, that do not count
     sigma[..., 0] = edge * np.array([[0.9] * 5, [1.1] * 5, [0.1, 0.1, 0.9, 9, 9], [0.1, 0.1, 1.1, 9, 9]])
-    assert ((split.strata(rows, sigma) - split.strata(rows)) // 16).tolist() == [0, 1, 0, 1]
-    assert split.strata(None, sigma).tolist() == [0, 16, 0, 16]
+    assert ((split.strata(rows, split.quality(sigma)) - split.strata(rows)) // 16).tolist() == [0, 1, 0, 1]
+    assert split.strata(None, split.quality(sigma)).tolist() == [0, 16, 0, 16]
     sigma[0, :3] = np.nan  # most pairs were lost
-    assert split.strata(None, sigma).tolist() == [16, 16, 0, 16]
+    assert split.strata(None, split.quality(sigma)).tolist() == [16, 16, 0, 16]
 
 
 def test_measured_split_is_stable_when_phantoms_are_appended(tables, sigma):
     excluded = np.random.default_rng(1).random(1000) < 0.1
-    labels = split.split(split.strata(tables[:1000], sigma[:1000]), FRACTIONS, 3, excluded)
+    labels = split.split(split.strata(tables[:1000], split.quality(sigma[:1000])), FRACTIONS, 3, excluded)
     for n in (1, 17, 384, 999):
-        first = split.split(split.strata(tables[:n], sigma[:n]), FRACTIONS, 3, excluded[:n])
+        first = split.split(split.strata(tables[:n], split.quality(sigma[:n])), FRACTIONS, 3, excluded[:n])
         np.testing.assert_array_equal(first, labels[:n])
 
 
@@ -188,5 +188,5 @@ def test_measured_families_have_the_default_ones_split(tmp_path):
     default, small = (dataset.load(base.model_copy(update={"family": f}), tmp_path) for f in ("default", "small"))
     assert default.content != small.content and np.array_equal(small.labels, default.labels)
     with store.File(default.path) as file:
-        own = split.strata(file.read("ellipsoids"), file.raw("sigma"))
+        own = split.strata(file.read("ellipsoids"), split.quality(file.raw("sigma")))
     assert np.array_equal(default.labels, split.split(own, base.fractions, base.seed))

@@ -14,7 +14,7 @@ import torch
 from ..config import Config, ConfigError, Data, root
 from . import checks, phantoms, store
 from .bodies import Bodies
-from .split import NAMES, QUALITY_EDGE, digest, split, strata
+from .split import NAMES, QUALITY_EDGE, digest, quality, split, strata
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,8 @@ def read(
             if not np.isin(labels, (-1, 0, 1, 2)).all():
                 raise store.StoreError(f"{path}: split holds {np.unique(labels).tolist()}; accepted: -1, 0, 1, 2")
         else:
-            sigma = file.raw("sigma") if "sigma" in file else None
-            stratum = np.zeros(len(file), np.int8) if tables is None and sigma is None else strata(tables, sigma)
+            measured = _quality(file)
+            stratum = np.zeros(len(file), np.int8) if tables is None and measured is None else strata(tables, measured)
             labels = split(stratum, fractions or Data.model_fields["fractions"].default, seed, file.excluded)
         if file.excluded.any():
             print(
@@ -187,6 +187,14 @@ def read(
         if tables is None and own is not None and grid not in (None, own):
             raise store.StoreError(f"{path}: volumes of {own}^3, not {grid}^3")
         return Dataset(tables, labels, grid or own, Path(path), file.content())
+
+
+def _quality(file: store.File) -> np.ndarray | None:
+    """The quality of each phantom's measurements, as the file says or from its readings; None where it has none."""
+    if "quality" in file or "sigma" not in file:
+        return file.raw("quality") if "quality" in file else None
+    step = 16 * store.BLOCK
+    return np.concatenate([quality(file.raw("sigma", i, i + step)) for i in range(0, len(file), step)])
 
 
 def prepare(config: Data, folder: Path | None = None) -> None:

@@ -6,10 +6,11 @@ Letters in a shape stand for sizes that its datasets share: P phantoms, S source
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import h5py
@@ -59,10 +60,20 @@ COLUMNS = {
     "family": Column(("P",), "S16", ""),
     "split": Column(("P",), "i1", ""),
     "checks": Column(("P",), "i4", ""),
+    "quality": Column(("P",), "f4", "ln"),
 }
+DERIVED = ("split", "checks", "quality")  # not part of a shard's digest
 MEASURED = ("sources", "detectors", "pairs", "log_amplitude", "phase", "sigma")
 DRAWN = ("lift", "tokens", "covered", "estimate")  # what is made of a file's readings, in a file beside it
 ATTRIBUTES = ("configuration", "fields", "device", "legend", "commit", "first")  # of a file, beside `schema`
+
+
+def digest(columns: Mapping[str, np.ndarray]) -> bytes:
+    """Hash of a shard's arrays."""
+    held = hashlib.sha256()
+    for name in (n for n in COLUMNS if n in columns and n not in DERIVED):
+        held.update(np.ascontiguousarray(columns[name]).tobytes())
+    return held.hexdigest()[:16].encode()
 
 
 def opened(path: str, source: str) -> h5py.File:
@@ -161,7 +172,12 @@ def examine(source: str, path: str) -> None:
             _readable(file[name], f"{path}: {name}", sizes["P"])
         if "digests" in file:
             with sound(f"{path}: digests are damaged (checksum)"):
-                file["digests"][:]
+                kept = file["digests"][:]
+            held = [name for name in names if name not in DERIVED]
+            for first, one in zip(range(0, sizes["P"], BLOCK), kept, strict=True):
+                if digest({name: file[name][first : first + BLOCK] for name in held}) != one:
+                    last = min(first + BLOCK, sizes["P"]) - 1
+                    raise StoreError(f"{path}: phantoms {first}-{last} are damaged (digest of the shard)")
 
 
 def elsewhere(group: h5py.Group, name: str) -> str:

@@ -25,6 +25,7 @@ from ..config import Data
 from ..workers import cpu_cores, end_with_driver
 from . import checks, recording, store
 from .recording import SimulationError
+from .split import quality
 
 
 class Work(Protocol):
@@ -264,6 +265,8 @@ def _merge(work: Work, shards: list[Shard], path: Path) -> None:
         for i, shard in enumerate(shards):
             with store.File(shard.path) as source:
                 columns = {name: source.raw(name) for name in source.names}
+            if "sigma" in columns:
+                columns["quality"] = quality(columns["sigma"])
             if i == 0:
                 store.create(file, columns, len(work), attributes)
             if "ellipsoids" in columns:

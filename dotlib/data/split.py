@@ -15,21 +15,28 @@ QUALITY_EDGE = 0.030
 MUA_EDGE, MUSP_EDGE = (sum(bounds) / 2 for bounds in (FAMILIES["default"].mua, FAMILIES["default"].musp))
 
 
-def strata(ellipsoids: np.ndarray | None, sigma: np.ndarray | None = None) -> np.ndarray:
+def quality(sigma: np.ndarray) -> np.ndarray:
+    """What tells good measurements from poor: the sd of ln A of each phantom's median pair `(P,)`, where NaN is poor.
+
+    `sigma` `(P, M, 2)`: sd of its readings.
+    """
+    return np.median(np.where(np.isnan(sigma[..., 0]), np.inf, sigma[..., 0]), 1)
+
+
+def strata(ellipsoids: np.ndarray | None, measured: np.ndarray | None = None) -> np.ndarray:
     """Stratum of each phantom `(P,)` int8 from what is known of it: at most 32.
 
     Size of its largest inclusion (4) x low or high tissue mua (2) x musp (2), from its table; x good or poor
-    measurements (2), from the sd `(P, M, 2)` of its readings, where NaN is poor.
+    measurements (2), from their `quality` `(P,)`.
     """
-    out = np.zeros(len(sigma if ellipsoids is None else ellipsoids), dtype=np.int8)
+    out = np.zeros(len(measured if ellipsoids is None else ellipsoids), dtype=np.int8)
     if ellipsoids is not None:
         radius = np.cbrt(np.nan_to_num(ellipsoids[:, 1:, AXES]).prod(-1)).max(1)
         size = np.searchsorted(SIZE_EDGES, radius)
         out += size.astype(np.int8) * 4
         out += (ellipsoids[:, 0, MUA] > MUA_EDGE) * np.int8(2) + (ellipsoids[:, 0, MUSP] > MUSP_EDGE)
-    if sigma is not None:
-        known = np.where(np.isnan(sigma[..., 0]), np.inf, sigma[..., 0])
-        out += (np.median(known, 1) > QUALITY_EDGE) * np.int8(16)
+    if measured is not None:
+        out += (measured > QUALITY_EDGE) * np.int8(16)
     return out
 
 

@@ -16,13 +16,12 @@ import numpy as np
 from ..config import Data
 from ..workers import uninterrupted
 from . import foreign, ledger, schema
-from .schema import ATTRIBUTES, BLOCK, COLUMNS, DRAWN, GRIDS, MEASURED, SCHEMA, StoreError, sound
+from .schema import ATTRIBUTES, BLOCK, COLUMNS, DERIVED, DRAWN, GRIDS, MEASURED, SCHEMA, StoreError, digest, sound
 
-__all__ = ["BLOCK", "COLUMNS", "DRAWN", "GRIDS", "MEASURED", "SCHEMA", "File", "StoreError"]
+__all__ = ["BLOCK", "COLUMNS", "DERIVED", "DRAWN", "GRIDS", "MEASURED", "SCHEMA", "File", "StoreError", "digest"]
 
 PHYSICS = 1  # raised by hand whenever the same configuration would give other readings
 LIBVER = ("v110", "v110")  # the oldest format whose metadata have checksums too
-DERIVED = ("split", "checks")  # not part of a shard's digest
 LOST = ("log_amplitude", "phase")  # NaN in both: a pair that was lost
 
 
@@ -34,14 +33,6 @@ def identity(config: Data, every: bool = False) -> str:
     held = config.model_dump(mode="json", exclude_defaults=not every, exclude={"fractions", "grid", "train"})
     held["measurements"] = {**held["measurements"], "grid": config.light_grid}
     return json.dumps({**held, "physics": PHYSICS}, sort_keys=True)
-
-
-def digest(columns: Mapping[str, np.ndarray]) -> bytes:
-    """Hash of a shard's arrays."""
-    held = hashlib.sha256()
-    for name in (n for n in COLUMNS if n in columns and n not in DERIVED):
-        held.update(np.ascontiguousarray(columns[name]).tobytes())
-    return held.hexdigest()[:16].encode()
 
 
 def create(file: h5py.File, columns: Mapping[str, np.ndarray], total: int, attributes: Mapping[str, str | int]) -> None:
@@ -188,8 +179,11 @@ class File:
         return found
 
     def content(self) -> str:
-        """Hash of the file's arrays; what `digests` raises."""
-        return hashlib.sha256(b"".join(self.digests())).hexdigest()[:16]
+        """Hash of the file's arrays: of the digests that it holds, since a file from elsewhere was found to match them.
+
+        Without them, what `digests` returns, and raises.
+        """
+        return hashlib.sha256(b"".join(self._kept() or self.digests())).hexdigest()[:16]
 
     def _kept(self) -> list[bytes]:
         with sound(f"{self.path}: digests are damaged (checksum)"):
