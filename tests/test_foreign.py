@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
-from dotlib.data import foreign, ledger, schema, store
+from dotlib.data import foreign, inspector, ledger, schema, store
 from dotlib.data.store import StoreError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +39,10 @@ def spin(source, path):
 
 def swell(source, path):
     return len(np.ones(2 * foreign.MEMORY, np.uint8))
+
+
+def talk(source, path):
+    return "x" * (inspector.LONGEST + 1)
 
 
 def leave(source, path):
@@ -115,6 +119,7 @@ def line(path):
         (hang, "took more than 1 s"),
         (spin, "took more than 1 s"),
         (swell, "took more than 2 GB"),
+        (talk, "took more than 2 GB"),
         (leave, "failed"),
         (fail, "failed"),
     ],
@@ -223,8 +228,9 @@ def test_file_replaced_or_written_in_its_place_is_examined(recorded, user, tmp_p
     assert opens(path) == 36 and len(asked) == 2
 
 
-def test_file_just_written_is_not_known_by_its_place(user, asked):
-    """A second change within a tick of the clock would not show."""
+def test_file_just_written_is_not_known_by_its_place(user, monkeypatch):
+    """A second change within a tick of the clock would not show; here the tick is long."""
+    monkeypatch.setattr(ledger, "SETTLED", 10**12)
     assert opens(user) == 36
     with open(user, "rb") as file:
         assert not ledger.knows(ledger.place(file.fileno()))

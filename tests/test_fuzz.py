@@ -32,7 +32,7 @@ def test_files_before_they_are_spoilt_are_read_by_every_reader(fuzz, tmp_path, m
     monkeypatch.setattr(spoilt, "_field", lambda rng, text: text)
     monkeypatch.setattr(spoilt, "_rewritten", lambda rng, file: "nothing")
     bases, valid = spoilt.bases(tmp_path), set()
-    for number in range(12 * len(fuzz.READERS)):
+    for number in range(6 * len(fuzz.READERS)):
         row = fuzz.one(number, 0, tmp_path, bases)
         if row["kind"] == "valid":
             valid.add(row["reader"])

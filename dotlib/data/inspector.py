@@ -70,8 +70,10 @@ def _examine(examine: Callable[..., Any], request: dict[str, Any], file: int, pi
             found = json.dumps({"answer": answer})
         except ValueError as error:
             found = json.dumps({"refused": "".join(c if c.isprintable() else " " for c in str(error))[:LINE]})
+        if len(message := found.encode()) > LONGEST:
+            raise MemoryError
         with open(pipe, "wb") as out:
-            out.write(found.encode())
+            out.write(message)
         status = 0
     except MemoryError:
         status = TOO_MUCH
