@@ -15,9 +15,10 @@ from .score import Row
 
 ONE = ("study", "tiny-one", "--profile", "smoke")
 LIFT = """
-from dotlib import arms, reconstructions
-from dotlib.data import samples
-samples.prepare([arms.arm("reconstruct", "smoke")])
+from dotlib import arms
+from dotlib.config import Lift
+from dotlib.data import lifts
+lifts.prepare(arms.arm("stage1-adam", "smoke").data, Lift(kind="closed-form", draws=1))
 """
 LIFTS = ("-c", LIFT)
 REASONS = ("No space left on device", "File too large")  # of a full disk, of a limit on files where none can be mounted

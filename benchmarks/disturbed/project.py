@@ -91,7 +91,7 @@ class Command:
 
     def family(self, fresh: bool = True) -> list[psutil.Process]:
         """All processes that it has started, as far as they were seen, and itself; not `fresh`: of a moment ago."""
-        if not fresh and time.monotonic() - self._looked < 0.3:
+        if not fresh and time.monotonic() - self._looked < 0.7:
             return list(self._seen.values())
         self._looked = time.monotonic()
         try:
@@ -119,7 +119,7 @@ class Command:
             if self.process.poll() is not None or time.monotonic() > until:
                 return bool(what())
             self.family(fresh=False)
-            time.sleep(0.01)
+            time.sleep(0.02)
         return True
 
     def kill(self, number: int = signal.SIGKILL) -> None:
@@ -133,7 +133,7 @@ class Command:
         late = False
         try:
             while True:
-                self.family()
+                self.family(fresh=False)
                 try:
                     self.process.wait(0.2)
                     break
