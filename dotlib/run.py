@@ -20,6 +20,8 @@ from .provenance import code_digest, commit
 
 VERSION = 2  # raised whenever the same configuration would give other numbers
 RESULT, FAILURE, QUEUED = "history.pt", "failed.json", "queued.json"
+# what a run fails by, and no other with it; SystemError is what Python may make of memory refused during an import
+FAILURES = (RuntimeError, ValueError, ArithmeticError, OSError, MemoryError, ImportError, SystemError)
 PATIENCE = 2.0  # seconds that a run waits for its lock: who asks for its state holds it for an instant
 
 
@@ -119,7 +121,7 @@ class Run(pydantic.BaseModel):
                 history.save(self._computed(report, group), self.path / RESULT, self.key)
             except workers.Ended:  # no failure: it continues
                 raise
-            except (RuntimeError, ValueError, ArithmeticError, OSError, MemoryError) as error:
+            except FAILURES as error:
                 self._keep_failure(error)
                 raise
             found = history.load(self.path / RESULT, self.key)

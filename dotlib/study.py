@@ -22,7 +22,7 @@ from . import cluster, factors, machine, records, slurm, tracking, workers
 from . import config as configuration
 from .config import Config, ConfigError, Data, Optim
 from .data import dataset, samples
-from .run import Run, StudyError
+from .run import FAILURES, Run, StudyError
 from .trainer import History
 from .workers import Ended, Terminated, cpu_cores, end_with_driver
 
@@ -209,7 +209,7 @@ def here(missing: Mapping[str, Work], total: int, per_gpu: int, what: str = "run
             if broken and width > 1:
                 width //= 2
                 line = f"a worker died (memory?); {len(left)} {what}s go on with {width} at a time"
-                print(f"dotlib: {line}", file=sys.stderr)
+                bar.write(f"dotlib: {line}", file=sys.stderr)  # not behind the bar
             elif broken:
                 key = next(iter(left))
                 failed[key] = f"{key}: a worker died (memory?); start again to continue"
@@ -236,7 +236,7 @@ def _round(work: dict[str, Work], width: int, share: tuple[int, int], bar: tqdm)
                 future.result()
             except BrokenProcessPool:
                 continue
-            except (RuntimeError, ValueError, ArithmeticError, OSError, MemoryError) as error:
+            except FAILURES as error:
                 ended[key] = f"{key}: {str(error) or type(error).__name__}"
             else:
                 ended[key] = ""

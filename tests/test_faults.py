@@ -137,6 +137,7 @@ def test_progress_is_no_message(faults):
     bar = "runs:   0%|   | 0/4 [00:00<?, ?run/s]\rruns: 100%|██| 4/4 [00:01<00:00,  2.00run/s]\n"
     assert ended(err=f"{bar}\nx.h5: 24 of 24 phantoms to simulate, about 00:03 on 2 core(s)\n").lines == []
     assert ended(err=f"{bar}dotlib: no\n").lines == ["dotlib: no"]
+    assert ended(err=f"{bar.strip()}dotlib: no\n").lines == ["dotlib: no"]  # of a worker, beside its driver's bar
 
 
 def test_damage_that_is_trusted_is_noticed(faults, tmp_path):

@@ -18,9 +18,9 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 HOOK = Path(__file__).with_name("hook")
 LIMIT = 400.0  # seconds that a command may take
-BAR = re.compile(r"^(runs|phantoms|judged|jobs|Executing)\b.*\|.*\[.*\]$")
+BAR = re.compile(r"^(runs|phantoms|judged|jobs|Executing)\b[^|]*\|[^|]*\|[^\[]*\[[^\]]*\]")
 # what Python says of semaphores whose owner was killed, what IPython says of its kernel, and where notebooks go to
-OTHERS = ("resource_tracker:", "warnings.warn(", "[IPKernelApp] WARNING", "to python, or use IPC", "notebooks/")
+OTHERS = ("resource_tracker:", "warnings.warn(", "[IPKernelApp] WARNING", "to python, or use IPC", " -> ")
 
 
 @dataclass
@@ -35,9 +35,9 @@ class Ended:
     @property
     def lines(self) -> list[str]:
         """What it said on standard error, but for progress and the estimate before it."""
-        rows = [row.split("\r")[-1].strip() for row in self.err.splitlines()]
-        kept = [row for row in rows if row and not BAR.match(row) and not any(word in row for word in OTHERS)]
-        return [row for row in kept if not re.search(r" of \d+ phantoms to \w+, about ", row)]
+        rows = [BAR.sub("", row.split("\r")[-1].strip()) for row in re.split(r"\n", self.err)]
+        kept = [row for row in rows if row and not any(word in row for word in OTHERS)]
+        return [row for row in kept if not re.search(r"phantoms to .+, about ", row)]
 
     @property
     def traceback(self) -> bool:
