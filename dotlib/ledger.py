@@ -66,9 +66,7 @@ class Ledger:
                 _mend(self.path)
             storage = JournalStorage(JournalFileBackend(str(self.path), lock_obj=lock))
             opened = {"storage": storage, "study_name": search.name, "pruner": pruners[search.pruner]}
-            opened["sampler"] = optuna.samplers.RandomSampler(
-                seed=0
-            )  # asked for nothing: each trial is given its point
+            opened["sampler"] = optuna.samplers.RandomSampler(0)  # asked for nothing: each trial is given its point
             begun = search.name in optuna.get_all_study_names(storage)  # to create it once more would leave a line
             self.study = optuna.load_study(**opened) if begun else optuna.create_study(**opened)
 
