@@ -231,11 +231,11 @@ class Ledger:
         return sorted(places, key=lambda index: len(begun.get(index, ())))
 
     def _known(self, index: int, begun: Begun) -> list[FrozenTrial]:
-        """What TPE knows when it draws a point: a trial a place, the lost ones left out."""
+        """What TPE knows when it draws a point: a trial for each place before it, the lost ones left out."""
         found = []
-        for _, trials in sorted(begun.items()):
+        for place, trials in sorted(begun.items()):
             last = next((t for t in reversed(trials) if t.state != TrialState.FAIL), None)
-            if last is not None:
+            if place < index and last is not None:
                 value = last.value if last.state == TrialState.COMPLETE else None
                 found.append(
                     create_trial(

@@ -51,25 +51,19 @@ def compute(searches: Sequence[Search], on: str = "here", per_gpu: int = 1) -> N
 
     `here`: by spawned workers, as those of a study; `slurm`: by jobs that each work until nothing is left to begin.
     """
-    left = sum(Ledger(search).left(again=True) for search in searches)
-    if not left:
-        return
-    if on == "slurm":
-        cluster.queue()
-    tracking.resolved()  # refused here, once, rather than in every run
-    tracking.images()
-    samples.prepare(search.base.config for search in searches)
-    searches = tuple(searches)
-    if on == "slurm":
-        told = slurm.run(_tasks(searches, left), folder=searches[0].base.store / "slurm")
-    else:
-        turns = {f"trial {i}": Work(searches) for i in range(left)}
-        told = study.here(turns, sum(search.trials for search in searches), per_gpu, "trial").values()
-    lines = [
-        f"{search.name}, trial {index}: {why}"
-        for search in searches
-        for index, why in Ledger(search).unfinished().items()
-    ]
+    ledgers, told = [Ledger(search) for search in searches], []
+    if left := sum(ledger.left(again=True) for ledger in ledgers):
+        if on == "slurm":
+            cluster.queue()
+        tracking.resolved()  # refused here, once, rather than in every run
+        tracking.images()
+        samples.prepare(search.base.config for search in searches)
+        if on == "slurm":
+            told = slurm.run(_tasks(tuple(searches), left), folder=searches[0].base.store / "slurm")
+        else:
+            turns = {f"trial {i}": Work(tuple(searches)) for i in range(left)}
+            told = study.here(turns, sum(search.trials for search in searches), per_gpu, "trial").values()
+    lines = [f"{one.search.name}, trial {i}: {why}" for one in ledgers for i, why in one.unfinished().items()]
     if lines:
         raise StudyError("\n".join([*lines, *dict.fromkeys(told)]))
 

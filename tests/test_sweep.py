@@ -224,6 +224,16 @@ def test_trial_that_another_process_trains_is_left_to_it(tmp_path, trained):
     assert len(trained) == 7 and 3 not in points_of(one)
 
 
+def test_sweep_that_another_driver_finishes_is_not_called_finished(tmp_path, trained):
+    """All that is left is in work elsewhere."""
+    one = a_search(tmp_path, 2)
+    assert sweep.advance(one)
+    with Ledger(one).turn() as turn, pytest.raises(StudyError) as failure:
+        assert turn.index == 1 and Ledger(one).left() == 0
+        sweep.compute([one])
+    assert line(failure) == f"{one.name}, trial 1: another process is training it"
+
+
 def test_run_that_is_gone_from_the_store_is_computed_again_and_counted_once(tmp_path, trained):
     one = a_search(tmp_path)
     sweep.compute([one])
