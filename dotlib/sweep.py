@@ -21,7 +21,7 @@ from . import config as configuration
 from .config import ConfigError
 from .data import samples
 from .ledger import ERROR, Ledger, Turn
-from .run import FAILURE, StudyError
+from .run import FAILURE, FAILURES, StudyError
 from .search import PRUNERS, SAMPLERS, STARTUP, Search
 
 
@@ -95,7 +95,7 @@ def advance(search: Search) -> bool:
             ledger.prune(turn)
         except workers.Ended:
             raise
-        except (RuntimeError, ValueError, ArithmeticError, OSError) as error:
+        except FAILURES as error:
             ledger.fail(turn, error)
         else:
             ledger.finish(turn, history)
