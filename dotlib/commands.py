@@ -178,8 +178,7 @@ def sweep(arguments: argparse.Namespace) -> int:
 
     how = arguments.trials, arguments.sampler, arguments.pruner
     searches = sweep.planned(names, arguments.profile, root() / "runs", *how)
-    sweep.compute(searches, arguments.on, arguments.per_gpu)
-    found = sweep.budget(searches)
+    found = sweep.compute(searches, arguments.on, arguments.per_gpu)
     print(found.to_string(index=False, float_format="%.4g", na_rep="-"))
     return EXIT_FAILED if found["error"].isna().any() else 0
 

@@ -46,8 +46,8 @@ def planned(
     )
 
 
-def compute(searches: Sequence[Search], on: str = "here", per_gpu: int = 1) -> None:
-    """Compute the trials that are missing. Raises StudyError, a line for each that could not be.
+def compute(searches: Sequence[Search], on: str = "here", per_gpu: int = 1) -> pd.DataFrame:
+    """Compute the trials that are missing: their `budget`. Raises StudyError, a line for each that could not be.
 
     `here`: by spawned workers, as those of a study; `slurm`: by jobs that each work until nothing is left to begin.
     """
@@ -66,6 +66,7 @@ def compute(searches: Sequence[Search], on: str = "here", per_gpu: int = 1) -> N
     lines = [f"{one.search.name}, trial {i}: {why}" for one in ledgers for i, why in one.unfinished().items()]
     if lines:
         raise StudyError("\n".join([*lines, *dict.fromkeys(told)]))
+    return budget(ledgers)
 
 
 @dataclass(frozen=True)
@@ -156,15 +157,15 @@ def _tasks(searches: tuple[Search, ...], left: int) -> list[SweepTask]:
     return [SweepTask(f"worker {i + 1} of {number}", searches, folder / str(i)) for i in range(number)]
 
 
-def budget(searches: Iterable[Search]) -> pd.DataFrame:
+def budget(ledgers: Iterable[Ledger]) -> pd.DataFrame:
     """What each candidate's trials took and found.
 
     Columns: candidate, trials, epochs, pruned, spared (epochs that pruned ones left out), failed (diverged), error, lr,
     weight_decay, warmup of the best; NaN where every trial failed.
     """
     rows = []
-    for search in searches:
-        found = Ledger(search).table()
+    for ledger in ledgers:
+        search, found = ledger.search, ledger.table()
         whole, pruned = search.base.config.training.epochs, [row for row in found if row["pruned"]]
         row = {"candidate": search.candidate, "trials": len(found), "epochs": sum(row["epochs"] for row in found)}
         row |= {"pruned": len(pruned), "spared": sum(whole - row["epochs"] for row in pruned)}

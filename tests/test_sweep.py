@@ -92,7 +92,7 @@ def test_finished_study_makes_a_finished_sweep(tmp_path, trained, request):
     (one,) = sweep.planned(["muon"], "smoke", tmp_path)
     sweep.compute([one])
     best = study.tuned("muon", "smoke", tmp_path)
-    (row,) = sweep.budget([one]).to_dict("records")
+    (row,) = sweep.budget([Ledger(one)]).to_dict("records")
     assert (row["trials"], row["epochs"]) == (8, 8) and {n: row[n] for n in one.distributions} == best.model_dump(
         include=set(one.distributions)
     )
@@ -164,7 +164,7 @@ def test_budget_is_kept_whoever_works_on_it(crowded):
     assert states(crowded) == ["COMPLETE"] * 11
     assert sorted(points_of(crowded)) == list(range(11))
     assert len(list(crowded.base.store.glob("autoencode-*"))) == 11
-    assert sweep.budget([crowded])[["trials", "epochs"]].values.tolist() == [[11, 11 * EPOCHS]]
+    assert sweep.budget([Ledger(crowded)])[["trials", "epochs"]].values.tolist() == [[11, 11 * EPOCHS]]
 
 
 def test_points_do_not_depend_on_the_number_of_workers(crowded):
@@ -180,7 +180,7 @@ def test_diverged_trial_counts_and_never_wins(tmp_path, trained, monkeypatch):
     monkeypatch.setattr(trainer, "fit", some)
     one = a_search(tmp_path)
     sweep.compute([one])
-    (row,) = sweep.budget([one]).to_dict("records")
+    (row,) = sweep.budget([Ledger(one)]).to_dict("records")
     rates = [point["lr"] for point in arms.points(CANDIDATE)]
     assert row["failed"] == sum(lr > 2e-3 for lr in rates) and row["trials"] == 8
     assert row["lr"] < 2e-3 and row["error"] == 0.4
@@ -192,7 +192,7 @@ def test_sweep_of_diverged_trials_alone_has_no_best(tmp_path, trained, monkeypat
     monkeypatch.setattr(trainer, "fit", lambda c, folder, **options: histories.made_up(c, failed="epoch 0: loss nan"))
     one = a_search(tmp_path)
     sweep.compute([one])
-    (row,) = sweep.budget([one]).to_dict("records")
+    (row,) = sweep.budget([Ledger(one)]).to_dict("records")
     assert row["failed"] == 8 and row["epochs"] == 0 and math.isnan(row["error"]) and math.isnan(row["lr"])
 
 
@@ -209,9 +209,9 @@ def test_trial_that_cannot_be_computed_is_one_line_and_tried_again(tmp_path, tra
         patch.setattr(trainer, "fit", full_disk)
         sweep.compute([one])
     assert line(failure) == f"{one.name}, trial 2: disk full"
-    assert sweep.budget([one])["trials"].tolist() == [7]
+    assert sweep.budget([Ledger(one)])["trials"].tolist() == [7]
     sweep.compute([one])
-    assert len(trained) == 1 and sweep.budget([one])["trials"].tolist() == [8]
+    assert len(trained) == 1 and sweep.budget([Ledger(one)])["trials"].tolist() == [8]
     assert sorted(states(one)) == ["COMPLETE"] * 8 + ["FAIL"]
 
 
@@ -238,9 +238,9 @@ def test_run_that_is_gone_from_the_store_is_computed_again_and_counted_once(tmp_
     one = a_search(tmp_path)
     sweep.compute([one])
     shutil.rmtree(one.run(one.fixed(5)).path)
-    assert sweep.budget([one])["trials"].tolist() == [7]
+    assert sweep.budget([Ledger(one)])["trials"].tolist() == [7]
     sweep.compute([one])
-    assert len(trained) == 9 and sweep.budget([one])["trials"].tolist() == [8]
+    assert len(trained) == 9 and sweep.budget([Ledger(one)])["trials"].tolist() == [8]
 
 
 def pruned(store, order=1):
@@ -260,7 +260,7 @@ def test_pruned_trial_is_worse_than_the_median_where_it_ends_and_no_more_is_clai
         assert len(before) >= 4 and last >= EPOCHS // 2
         there = np.median([t.intermediate_values[last] for t in before])
         assert min(trial.intermediate_values.values()) > there
-    (row,) = sweep.budget([one]).to_dict("records")
+    (row,) = sweep.budget([Ledger(one)]).to_dict("records")
     assert row["pruned"] == len(cut) and row["trials"] == 16
     assert row["spared"] == sum(EPOCHS - 1 - max(t.intermediate_values) for t in cut) > 0
     assert row["epochs"] == 16 * EPOCHS - row["spared"]
@@ -278,7 +278,7 @@ def test_pruned_run_is_started_in_the_store_and_has_another_journal(tmp_path, mo
     table = study.status({("a", 0): run})
     assert table["state"].tolist() == ["started"] and table["epoch"].tolist() == [f"2/{EPOCHS}"]
     assert not run.done() and not run.failure() and not run.busy()
-    assert sweep.budget([one])[["pruned", "epochs", "spared"]].values.tolist() == [[1, 2, EPOCHS - 2]]
+    assert sweep.budget([Ledger(one)])[["pruned", "epochs", "spared"]].values.tolist() == [[1, 2, EPOCHS - 2]]
     assert a_search(tmp_path).folder != one.folder
 
 
@@ -353,17 +353,17 @@ def test_damaged_journal_is_one_line_and_nothing_is_lost(tmp_path, trained, what
     path.unlink()
     request.getfixturevalue("nothing_computes")
     sweep.compute([one])
-    assert sweep.budget([one])["trials"].tolist() == [8]
+    assert sweep.budget([Ledger(one)])["trials"].tolist() == [8]
 
 
 @pytest.mark.parametrize("sampler", search.SAMPLERS)
 def test_journal_that_is_lost_costs_nothing(tmp_path, trained, sampler):
     one = a_search(tmp_path, 12, sampler)
     sweep.compute([one])
-    before = sweep.budget([one])
+    before = sweep.budget([Ledger(one)])
     shutil.rmtree(one.folder)
     sweep.compute([one])
-    assert len(trained) == 12 and sweep.budget([one]).equals(before)
+    assert len(trained) == 12 and sweep.budget([Ledger(one)]).equals(before)
 
 
 def test_line_that_was_cut_off_is_removed(tmp_path, trained):
@@ -373,17 +373,17 @@ def test_line_that_was_cut_off_is_removed(tmp_path, trained):
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
     sweep.compute([one])
-    assert len(trained) == 8 and sweep.budget([one])["trials"].tolist() == [8]
+    assert len(trained) == 8 and sweep.budget([Ledger(one)])["trials"].tolist() == [8]
 
 
 def test_error_in_the_journal_does_not_choose_the_winner(tmp_path, trained):
     one = a_search(tmp_path)
     sweep.compute([one])
-    before, path = sweep.budget([one]), one.folder / "journal.log"
+    before, path = sweep.budget([Ledger(one)]), one.folder / "journal.log"
     for trial in Ledger(one).trials():
         path.write_text(path.read_text().replace(f'"values":[{trial.value}]', f'"values":[{-trial.value}]'))
     assert all(trial.value < 0 for trial in Ledger(one).trials())
-    assert sweep.budget([one]).equals(before)
+    assert sweep.budget([Ledger(one)]).equals(before)
 
 
 def test_journal_lock_of_a_killed_process_holds_nobody(tmp_path, trained):

@@ -115,7 +115,7 @@ def test_trials_of_a_driver_that_ended_are_in_work_until_they_are_found(disturbe
 def test_sweep_goes_on_after_a_workers_death(disturbed):
     one, seen = disturbed
     assert seen["worker's death"] is None
-    assert sweep.budget([one])[["trials", "epochs"]].values.tolist() == [[TRIALS, TRIALS * EPOCHS]]
+    assert sweep.budget([Ledger(one)])[["trials", "epochs"]].values.tolist() == [[TRIALS, TRIALS * EPOCHS]]
 
 
 def test_lost_trials_are_recovered_and_counted_once(disturbed):

@@ -52,7 +52,7 @@ def test_jobs_keep_the_budget_and_take_up_what_a_killed_one_had(swept):
     one, jobs, killed = swept
     states = [trial.state.name for trial in Ledger(one).trials()]
     assert states.count("COMPLETE") == TRIALS and set(states) <= {"COMPLETE", "FAIL"}
-    assert sweep.budget([one])[["trials", "epochs"]].values.tolist() == [[TRIALS, TRIALS * EPOCHS]]
+    assert sweep.budget([Ledger(one)])[["trials", "epochs"]].values.tolist() == [[TRIALS, TRIALS * EPOCHS]]
     assert len(killed) == 1 and killed[0] in jobs
 
 

@@ -119,6 +119,12 @@ def test_tracking_records_configuration_and_facts(run):
     assert named == ("dotlib", "autoencode stage1", "adamw onecycle 0")
 
 
+def test_run_is_in_the_group_that_is_asked_for_and_keeps_its_name(tmp_path):
+    head = of_kind("run", track(tmp_path / "new", (0,), group="sweep quick-muon-sobol")[0])[0]
+    assert (head["run_group"], head["display_name"]) == ("sweep quick-muon-sobol", "adamw onecycle 0")
+    assert head["run_id"] == tracking.run_id(CONFIG, tmp_path / "new")
+
+
 def test_tracking_draws_steps_over_steps_and_epochs_over_epochs(run):
     metrics = of_kind("metric", run[1][0])
     assert {m["glob_name"]: m["step_metric"] for m in metrics if "glob_name" in m} == {
