@@ -1,5 +1,6 @@
 """What every worker process needs: its cores, and how it ends."""
 
+import atexit
 import contextlib
 import os
 import signal
@@ -95,3 +96,4 @@ def end_when_terminated() -> None:
         raise Terminated
 
     signal.signal(signal.SIGTERM, end)
+    atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)  # done, and Python takes a second to end

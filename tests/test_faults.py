@@ -2,6 +2,8 @@
 
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -196,6 +198,27 @@ def test_command_that_ends_otherwise_is_not_called_undisturbed(faults, tmp_path,
 def test_damaged_files_of_a_run_are_noticed(faults, done, tmp_path):
     row = faults.damage.of_runs(tmp_path, done, random.Random(0), **FEW)
     assert row.good and row.tried == 6 * 9, row.notes
+
+
+LATE = """
+import time
+from dotlib import workers
+class Late:
+    def __del__(self):
+        print("late", flush=True)
+        time.sleep(1)
+late = Late()
+workers.end_when_terminated()
+"""
+
+
+def test_command_that_is_asked_to_end_as_python_ends_is_done():
+    """By then the handlers of signals are gone: it would end as a killed one."""
+    process = subprocess.Popen([sys.executable, "-c", LATE], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "late\n"
+    process.terminate()
+    assert process.wait(60) == 0
+    process.stdout.close()
 
 
 def test_killed_run_ends_as_an_undisturbed_one(faults, known, tmp_path):
