@@ -26,6 +26,7 @@ def simulate(arguments: argparse.Namespace) -> None:
     path = arguments.out or dataset.location(config)
     simulation.simulate(config, path, arguments.workers, _elsewhere(arguments, path))
     with store.File(path) as file:
+        file.digests()  # an earlier file may be damaged meanwhile
         faults = checks.faults(file)
     print(f"{path}: {len(faults)} phantoms, {(faults != 0).sum()} of them excluded by their checks")
     if faults.all():

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import pytest
 from tiny import a_run
 
 from dotlib import checkpoint
+from dotlib.__main__ import main
+from dotlib.data import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 FEW = {"regions": 6, "cuts": 3}
@@ -198,6 +201,20 @@ def test_command_that_ends_otherwise_is_not_called_undisturbed(faults, tmp_path,
 def test_damaged_files_of_a_run_are_noticed(faults, done, tmp_path):
     row = faults.damage.of_runs(tmp_path, done, random.Random(0), **FEW)
     assert row.good and row.tried == 6 * 9, row.notes
+
+
+def test_damaged_dataset_is_not_called_simulated(recorded, tmp_path, monkeypatch, capsys):
+    """By the command that finds it in its place."""
+    path = Path(shutil.copy(recorded, tmp_path / "x.h5"))
+    monkeypatch.setattr(simulate, "simulate", lambda *arguments: None)
+    assert main(["simulate", "--profile", "smoke", "--out", str(path)]) == 0
+    with h5py.File(path) as file:
+        at = file["phase"].id.get_chunk_info(0).byte_offset + 5
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+    assert main(["simulate", "--profile", "smoke", "--out", str(path)]) == 2
+    assert "x.h5: phase: phantoms 0-15 are damaged (checksum)" in capsys.readouterr().err
 
 
 LATE = """
