@@ -9,9 +9,9 @@ The floors; imports point down only, and between modules of one floor only where
 3. `archive`, `checkpoint`, `history`, `inference`, `evaluation`, `journal`, `machine`, `memory`, `monitor`,
    `perceptual`, `tracking`, `trainer`: one training; `records`: the committed results of many.
 4. `run`, `run_store`: trainings and their folders; `cluster`, `slurm`, `shards`: work on a cluster; `study`,
-   `outcomes`, `results`, `trivial`, `comparison`: many runs and what they are compared with; `search`, `ledger`,
-   `sweep`: runs that tune; `judgement`, `judged_*`, `localisation`: what they make of phantoms; `reconstruct`: of a
-   recording; `sections`: what one section of the thesis computes.
+   `standing`, `outcomes`, `results`, `trivial`, `comparison`: many runs and what they are compared with; `search`,
+   `ledger`, `sweep`: runs that tune; `judgement`, `judged_*`, `localisation`: what they make of phantoms;
+   `reconstruct`: of a recording; `sections`: what one section of the thesis computes.
 5. `plots`, `report`, `chapter`, `bench*`, `workbook`, `commands`, `__main__`: what a person sees.
 """
 

@@ -23,6 +23,7 @@ from . import config as configuration
 from .config import Config, ConfigError, Data, Optim
 from .data import dataset, samples
 from .run import FAILURES, Run, StudyError
+from .standing import status as status
 from .trainer import History
 from .workers import Ended, Terminated, cpu_cores, end_with_driver
 
@@ -109,34 +110,6 @@ def members(study: str, profile: str, seeds: int, store: Path) -> dict[Key, Run]
     return runs(
         chosen.arms, profile, seeds or chosen.seeds or configuration.profile(profile).seeds, store, chosen.first
     )
-
-
-def status(wanted: Mapping[Key, Run]) -> pd.DataFrame:
-    """Where each run stands: arm, seed, state, epoch, samples/s, seconds left.
-
-    States: done, failed, running, queued (at Slurm), started (not running, continues when computed), missing.
-    """
-    queue, rows = cluster.queue() if any(map(slurm.job_of, wanted.values())) else {}, []
-    for (arm, seed), run in wanted.items():
-        row = run.progress()
-        epoch = f"{row.get('epoch', 0)}/{run.config.training.epochs}"
-        rate, left = row.get("samples_per_second", float("nan")), row.get("seconds_left", float("nan"))
-        state = _state(run, queue, bool(row))
-        rows.append({"arm": arm, "seed": seed, "state": state, "epoch": epoch, "samples/s": rate, "seconds left": left})
-    return pd.DataFrame(rows)
-
-
-def _state(run: Run, queue: Mapping[str, str], begun: bool) -> str:
-    if (found := run.kept()) is not None:
-        return "failed" if found.failed else "done"
-    state = queue.get(slurm.job_of(run))
-    if state == "RUNNING" or run.busy():
-        return "running"
-    if state in cluster.LIVE:
-        return "queued"
-    if run.failure():
-        return "failed"
-    return "started" if begun else "missing"
 
 
 def compute(wanted: Mapping[Key, Run], on: str = "here", per_gpu: int = 1) -> None:

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import histories
 import psutil
 import pytest
 import tiny
@@ -229,6 +230,18 @@ def test_without_slurm_nothing_is_prepared(tmp_path, monkeypatch):
     monkeypatch.setattr(study.samples, "prepare", lambda configs: pytest.fail("prepared"))
     with pytest.raises(SlurmError, match="no squeue on this machine; --on here computes without"):
         study.compute({("a", 0): a_run(tmp_path)}, "slurm")
+
+
+def test_status_of_runs_that_were_submitted_elsewhere_needs_no_slurm(tmp_path, monkeypatch, capfd):
+    """The store was copied, or the cluster is down; what is done does not ask for it."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    run = a_run(tmp_path)
+    (run.folder() / "queued.json").write_text('{"job": "1_0"}')
+    assert study.status({("a", 0): run})["state"].tolist() == ["missing"]
+    assert capfd.readouterr().err.startswith("dotlib: slurm: no squeue on this machine")
+    monkeypatch.setattr(trainer, "fit", histories.fit)
+    run.result()
+    assert study.status({("a", 0): run})["state"].tolist() == ["done"] and not capfd.readouterr().err
 
 
 # On a real Slurm, `benchmarks/slurm/up.sh`: jobs of one core.
