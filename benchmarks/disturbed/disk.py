@@ -15,10 +15,14 @@ from .score import Row
 
 ONE = ("study", "tiny-one", "--profile", "smoke")
 LIFT = """
+import sys
 from dotlib import arms
 from dotlib.config import Lift
 from dotlib.data import lifts
-lifts.prepare(arms.arm("stage1-adam", "smoke").data, Lift(kind="closed-form", draws=1))
+try:
+    lifts.prepare(arms.arm("stage1-adam", "smoke").data, Lift(draws=1))
+except (RuntimeError, ValueError, OSError) as error:  # as `dotlib` does
+    sys.exit(f"dotlib: {error}")
 """
 LIFTS = ("-c", LIFT)
 REASONS = ("No space left on device", "File too large")  # of a full disk, of a limit on files where none can be mounted
