@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from .compare import Work
 
+LONGEST = 400  # characters of a note
+
 
 @dataclass
 class Row:
@@ -29,7 +31,7 @@ class Row:
         problems = list(problems)
         self.tried += 1
         self.survived += not problems
-        self.notes += [f"{what}: {problem}" if what else problem for problem in problems]
+        self.notes += [(f"{what}: {problem}" if what else problem)[:LONGEST] for problem in problems]
         self.seconds = time.monotonic() - self._begun
         return not problems
 
