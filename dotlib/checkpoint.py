@@ -12,9 +12,7 @@ import torch
 from . import archive
 
 SCHEMA = 2
-DIGEST = (
-    64  # bytes at the end of the file: SHA-256 of all before them, in hexadecimal; torch's reader does not mind them
-)
+DIGEST = 64  # bytes at the end of the file: SHA-256 of all before them, in hexadecimal; torch does not mind them
 
 
 class CheckpointError(ValueError):

@@ -83,7 +83,7 @@ def _require_place(arguments: argparse.Namespace) -> None:
 def study(arguments: argparse.Namespace) -> int:
     _require_place(arguments)
     wanted = _runs(arguments)
-    from . import records, results, study
+    from . import results, study
 
     folder = root() / "results" / arguments.study
     earlier = results.elsewhere(folder, arguments.profile, wanted) if arguments.record else None
@@ -92,14 +92,11 @@ def study(arguments: argparse.Namespace) -> int:
     mine = {key: run for key, run in wanted.items() if key not in taken}
     if arguments.on == "nowhere":
         mine = {key: run for key, run in mine.items() if run.done()}
-    if arguments.on != "nowhere":
+    else:
         study.compute(mine, arguments.on, arguments.per_gpu)
     histories = {key: run.result() for key, run in mine.items()}
     if arguments.record and histories:
-        found = results.record(histories, arguments.profile, {key: run.data for key, run in mine.items()})
-        found = found if earlier is None else results.joined(found, earlier, wanted)
-        records.save(found, folder)
-        print(f"recorded in {folder}: {len(histories)} runs from here, {len(taken)} that were there")
+        print(results.recorded(folder, arguments.profile, wanted, histories, earlier))
     status(arguments)
     failed = taken | {key: history.failed for key, history in histories.items()}
     for (arm, seed), line in failed.items():
@@ -135,36 +132,35 @@ def runs_rm(arguments: argparse.Namespace) -> None:
     from . import run_store
 
     folders = run_store.named(arguments.store or root() / "runs", arguments.names)
-    freed = run_store.remove(folders)
-    print(f"removed: {', '.join(folder.name for folder in folders)}; {freed / 1e6:.1f} MB")
+    names = ", ".join(folder.name for folder in folders)
+    print(f"removed: {names}; {run_store.remove(folders) / 1e6:.1f} MB")
 
 
 def runs_export(arguments: argparse.Namespace) -> None:
     profile(arguments.profile)
-    names = [named("study", STUDIES, name) and name for name in arguments.names] or list(STUDIES)
-    from . import records, results
+    for name in arguments.names:
+        named("study", STUDIES, name)
+    from . import results
     from . import study as studies
 
-    for name in names:
+    for name in arguments.names or STUDIES:
         try:
             wanted = studies.members(name, arguments.profile, 0, arguments.store or root() / "runs")
         except ConfigError as error:
             print(f"{name}: {error}", file=sys.stderr)
             continue
         finished = {key: found for key, run in wanted.items() if (found := run.kept()) is not None}
-        if not finished:
-            continue
-        found = results.record(finished, arguments.profile, {key: wanted[key].data for key in finished})
-        records.save(found, root() / "results" / name)
-        print(f"{name}: {len(finished)} of {len(wanted)} runs recorded in {root() / 'results' / name}")
+        if finished:
+            folder = root() / "results" / name
+            earlier = results.elsewhere(folder, arguments.profile, wanted)
+            print(results.recorded(folder, arguments.profile, wanted, finished, earlier))
 
 
 def runs_merge(arguments: argparse.Namespace) -> None:
     from . import run_store
 
     for name in arguments.names:
-        taken = run_store.merge(Path(name), arguments.store or root() / "runs")
-        print(f"{name}: {taken} runs taken over")
+        print(f"{name}: {run_store.merge(Path(name), arguments.store or root() / 'runs')} runs taken over")
 
 
 def sweep(arguments: argparse.Namespace) -> int:

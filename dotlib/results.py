@@ -12,7 +12,7 @@ from . import config as configuration
 from . import outcomes, study
 from .arms import STUDIES
 from .config import ConfigError
-from .records import Record, ResultsError, load
+from .records import Record, ResultsError, load, save
 from .trainer import History
 
 Key = tuple[str, int]  # arm, seed
@@ -55,6 +55,16 @@ def joined(found: Record, other: Record, order: Iterable[Key]) -> Record:
         ]
 
     return replace(found, **{name: both(name).reset_index(drop=True) for name in ("metrics", "epochs", "runs")})
+
+
+def recorded(
+    folder: Path, profile: str, wanted: Mapping[Key, study.Run], found: dict[Key, History], earlier: Record | None
+) -> str:
+    """Write the record of a study's finished runs, and of those that only the `earlier` one has; a line about it."""
+    mine = record(found, profile, {key: wanted[key].data for key in found})
+    save(mine if earlier is None else joined(mine, earlier, wanted), folder)
+    there = 0 if earlier is None else len(earlier.runs)
+    return f"recorded in {folder}: {len(found)} runs from here, {there} that were there"
 
 
 def _row(arm: str, seed: int, history: History) -> dict:

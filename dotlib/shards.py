@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import checkpoint, slurm, workers
+from . import slurm, workers
 from .cluster import Cluster
 from .data.recording import SimulationError
 from .data.simulate import Shard, made
-from .run import FAILURE
 
 JOBS_EACH = 4  # for each that may run at a time: what a lost one had in work is little
 
 
 @dataclass(frozen=True)
-class ShardsTask:
+class ShardsTask(slurm.FolderTask):
     """Some shards, made one after another by one job."""
 
     name: str
@@ -30,20 +28,11 @@ class ShardsTask:
         """Whether all files are in their place; who merges them verifies them."""
         return all(shard.path.exists() for shard in self.shards)
 
-    def busy(self) -> bool:
-        """Never: two jobs that make the same shard give the same file."""
-        return False
-
-    def failure(self) -> str:
-        path = self.folder / FAILURE
-        return json.loads(path.read_text(encoding="utf-8"))["error"] if path.exists() else ""
-
-    def forget_failure(self) -> None:
-        (self.folder / FAILURE).unlink(missing_ok=True)
-
     def work(self) -> None:
         """Make what is missing; Ended, between two shards or in them, where the process is asked to end."""
         missing = [shard for shard in self.shards if not shard.path.exists()]
+        if not missing:  # a job that was queued again after its last one
+            return
         try:
             failures = []
             for _, failure in made(missing, min(self.cores, len(missing))):
@@ -55,8 +44,7 @@ class ShardsTask:
                 raise workers.Ended(f"{self.name}: finished shards are kept") from None
             failures = [str(error)]
         if failures:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.write(self.folder / FAILURE, json.dumps({"error": "; ".join(failures)}).encode())
+            self.keep_failure("; ".join(failures))
 
 
 class OnSlurm:

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from . import checkpoint, workers
 from .cluster import LIVE, Cluster, SlurmError, asked, executor, queue
-from .run import QUEUED, Run
+from .run import FAILURE, QUEUED, Run
 
 POLL = 5.0  # seconds between looks at the queue
 PATIENCE = 600.0  # seconds without an answer from Slurm, a restart of its controller perhaps
@@ -49,6 +49,26 @@ class Task(Protocol):
     def forget_failure(self) -> None: ...
 
     def work(self) -> None: ...
+
+
+class FolderTask:
+    """A task that is no run: why it failed is a line in its folder, and any number of processes may work on it."""
+
+    folder: Path
+
+    def busy(self) -> bool:
+        return False
+
+    def failure(self) -> str:
+        path = self.folder / FAILURE
+        return json.loads(path.read_text(encoding="utf-8"))["error"] if path.exists() else ""
+
+    def forget_failure(self) -> None:
+        (self.folder / FAILURE).unlink(missing_ok=True)
+
+    def keep_failure(self, line: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write(self.folder / FAILURE, json.dumps({"error": line}).encode())
 
 
 @dataclass(frozen=True)

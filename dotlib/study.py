@@ -136,7 +136,8 @@ def compute(wanted: Mapping[Key, Run], on: str = "here", per_gpu: int = 1) -> No
         if not (missing := {key: run for key, run in missing.items() if key not in lost}):
             raise
     if on == "slurm":
-        cluster.asked(), cluster.queue()
+        cluster.asked()
+        cluster.queue()
     tracking.resolved()  # refused here, once, rather than in every run
     tracking.images()
     samples.prepare(run.config for run in missing.values())

@@ -7,7 +7,6 @@ default nothing is pruned: the tuning of 4.3 compares ends, and a rate that anne
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ from pathlib import Path
 import optuna
 import pandas as pd
 
-from . import arms, checkpoint, cluster, slurm, study, tracking, workers
+from . import arms, cluster, slurm, study, tracking, workers
 from . import config as configuration
 from .config import ConfigError
 from .data import samples
 from .ledger import ERROR, Ledger, Turn
-from .run import FAILURE, FAILURES, StudyError
+from .run import FAILURES, StudyError
 from .search import PRUNERS, SAMPLERS, STARTUP, Search
 
 
@@ -116,7 +115,7 @@ def _reporter(turn: Turn):
 
 
 @dataclass(frozen=True)
-class SweepTask:
+class SweepTask(slurm.FolderTask):
     """One of the jobs that work on a sweep."""
 
     name: str
@@ -127,17 +126,6 @@ class SweepTask:
         """Nothing is left for it: all trials are finished, in work, or failed."""
         return not any(Ledger(search).left() for search in self.searches)
 
-    def busy(self) -> bool:
-        """Never: any number of workers may be at work on a sweep."""
-        return False
-
-    def failure(self) -> str:
-        path = self.folder / FAILURE
-        return json.loads(path.read_text(encoding="utf-8"))["error"] if path.exists() else ""
-
-    def forget_failure(self) -> None:
-        (self.folder / FAILURE).unlink(missing_ok=True)
-
     def work(self) -> None:
         try:
             while any(map(advance, self.searches)):
@@ -145,8 +133,7 @@ class SweepTask:
         except workers.Ended:
             raise
         except (RuntimeError, ValueError, OSError) as error:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.write(self.folder / FAILURE, json.dumps({"error": str(error)}).encode())
+            self.keep_failure(str(error))
 
 
 def _tasks(searches: tuple[Search, ...], left: int) -> list[SweepTask]:

@@ -194,9 +194,14 @@ def test_export_writes_what_is_finished(project, capsys, monkeypatch):
     assert command.main(export) == 0 and not (project / "results").exists()
     wanted["stage1-adam", 1].result()
     assert command.main(export) == 0
-    assert "4.2-baseline: 1 of 2 runs recorded in " in capsys.readouterr().out
+    folder = project / "results" / "4.2-baseline"
+    assert f"recorded in {folder}: 1 runs from here, 0 that were there" in capsys.readouterr().out
     found = records.load(project / "results" / "4.2-baseline")
     assert found.runs[["arm", "seed"]].values.tolist() == [["stage1-adam", 1]]
     about = json.loads((project / "results" / "4.2-baseline" / "about.json").read_text())
     assert about["runs"] == 1 and set(about["tables"]) == {"metrics", "epochs", "runs"}
+    shutil.rmtree(project / "runs")
+    wanted["stage1-adam", 0].result()
+    assert command.main(export) == 0  # the other, which only the record has, stays in it
+    assert records.load(folder).runs["seed"].tolist() == [0, 1]
     assert command.main(["runs", "export", "4.9"]) == 2
