@@ -11,7 +11,6 @@ continues. The exit code is 1 unless every fault was survived. The runs are tiny
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -86,8 +85,6 @@ def faults(number: int, seed: int, folder: Path) -> dict[str, Callable[[], Itera
         return folder / name.replace(" ", "-").replace(",", "").replace("&", "")
 
     def killed(name: str) -> Iterable[Row]:
-        if name == "sweep" and not _exists("sweep"):
-            return [Row(name, "kill -9 of the driver", skipped="no such command")]
         return [
             kills.run(name, number, seed, place(f"kill {name}"), known, made["data"] if name == "workbook" else None)
         ]
@@ -110,11 +107,6 @@ def faults(number: int, seed: int, folder: Path) -> dict[str, Callable[[], Itera
     found["damage"] = lambda: damage.rows(place("damage"), made["done"], made["half"], seed)
     found["network"] = lambda: [network.run(place("network"), known)]
     return found
-
-
-def _exists(command: str) -> bool:
-    words = [sys.executable, "-m", "dotlib", command, "--help"]
-    return subprocess.run(words, capture_output=True).returncode == 0
 
 
 def _cgroup() -> Row:

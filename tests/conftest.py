@@ -1,8 +1,10 @@
 """What the tests share: which marked tests can run here, processes that may be killed, and runs of tiny networks."""
 
+import functools
 import multiprocessing
 import os
 import shutil
+import subprocess
 
 import pytest
 
@@ -17,8 +19,8 @@ def pytest_addoption(parser):
 def pytest_runtest_setup(item):
     if item.get_closest_marker("slow") and not item.config.getoption("--slow"):
         pytest.skip("slow: runs with --slow")
-    if item.get_closest_marker("slurm") and not shutil.which("sbatch"):
-        pytest.skip("no sbatch on this machine")
+    if item.get_closest_marker("slurm") and (why := no_slurm()):
+        pytest.skip(why)
     if item.get_closest_marker("browser") and not any(map(shutil.which, CHROMIUM)):
         pytest.skip("no Chromium on this machine")
     if item.get_closest_marker("gpu"):
@@ -26,6 +28,15 @@ def pytest_runtest_setup(item):
 
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device on this machine")
+
+
+@functools.cache
+def no_slurm() -> str:
+    """Why no job can be submitted here."""
+    if not shutil.which("sbatch"):
+        return "no sbatch on this machine"
+    answer = subprocess.run(["squeue"], capture_output=True, text=True)
+    return f"no Slurm that answers: {answer.stderr.splitlines()[-1:]}" if answer.returncode else ""
 
 
 @pytest.fixture(scope="session", autouse=True)

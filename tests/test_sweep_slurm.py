@@ -6,12 +6,12 @@ import threading
 import pytest
 from test_sweep import a_search
 
-from dotlib import arms, slurm, sweep, trainer
+from dotlib import arms, cluster, slurm, sweep, trainer
 from dotlib.ledger import Ledger
 
 TRIALS, EPOCHS = 6, 4
 CLUSTER = {"GPUS": "0", "CPUS": "1", "CONCURRENCY": "2", "MINUTES": "10"}
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def swept(tmp_path_factory):
             jobs.update(job for job in found if job)
             states = [trial.state.name for trial in Ledger(one).trials()]
             if "RUNNING" in states and jobs:
-                running = [job for job in jobs if slurm.queue().get(job) == "RUNNING"]
+                running = [job for job in jobs if cluster.queue().get(job) == "RUNNING"]
                 if running:
                     killed.append(running[0])
                     subprocess.run(["scancel", "--signal=KILL", "--full", running[0]], check=True)
@@ -35,7 +35,7 @@ def swept(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in CLUSTER.items():
-            patch.setenv(slurm.PREFIX + name, value)
+            patch.setenv(cluster.PREFIX + name, value)
         patch.setattr(slurm, "POLL", 1.0)
         stop = threading.Event()
         killer = threading.Thread(target=kill_one)

@@ -32,6 +32,7 @@ class Kind:
 
 
 SIMULATE = ("simulate", "--profile", "smoke", "--out", "x.h5")
+SWEEP = ("sweep", "tiny", "--profile", "smoke", "--trials", "4")
 # a line a command: whatever leaves its work in the project's folder can be killed
 KINDS = {
     "simulate": Kind(SIMULATE),
@@ -40,7 +41,8 @@ KINDS = {
     "study": Kind(("study", "tiny", "--profile", "smoke")),
     "study, a worker": Kind(("study", "tiny", "--profile", "smoke"), "worker", 0.5),
     "workbook": Kind(PAGE, share=0.25),
-    "sweep": Kind(("sweep", "tiny", "--profile", "smoke"), share=0.5),
+    "sweep": Kind(SWEEP),
+    "sweep, a worker": Kind(SWEEP, "worker", 0.5),
 }
 
 

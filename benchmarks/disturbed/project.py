@@ -18,7 +18,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 HOOK = Path(__file__).with_name("hook")
 LIMIT = 400.0  # seconds that a command may take
-BAR = re.compile(r"^(runs|phantoms|judged|jobs|Executing)\b[^|]*\|[^|]*\|[^\[]*\[[^\]]*\]")
+BAR = re.compile(r"^(runs|trials|phantoms|judged|jobs|Executing)\b[^|]*\|[^|]*\|[^\[]*\[[^\]]*\]")
 # what Python says of semaphores whose owner was killed, what IPython says of its kernel, and where notebooks go to
 OTHERS = ("resource_tracker:", "warnings.warn(", "[IPKernelApp] WARNING", "to python, or use IPC", " -> ")
 

@@ -81,6 +81,7 @@ def of_arms(arms) -> None:
         arms.ARMS[f"tiny-{name}"] = arms.Arm(arms.ARMS[name].changes | tiny, "made up")
     names = ("tiny-stage1-adam", "tiny-stage1-onecycle")
     arms.STUDIES |= {"tiny": arms.Study(names, 2), "tiny-one": arms.Study(names[1:], 1)}
+    arms.CANDIDATES["tiny"], arms.TUNING["tiny"] = arms.CANDIDATES["adam-constant"], names[:1]
 
 
 _run = ["?"]
