@@ -70,7 +70,7 @@ def state(run: Run, found: history.History | None) -> str:
         return "damaged"
     if run.failure():
         return "failed"
-    return "started" if (run.path / "progress.json").exists() else "missing"
+    return "started" if run.progress() else "missing"
 
 
 def size(folder: Path) -> int:

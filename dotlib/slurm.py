@@ -177,7 +177,7 @@ class _Watch:
             what = f"job {job} was lost ({state.lower()})"
             if self.lost[task.name] < LIVES:
                 self.mine.remove(job)
-                print(f"dotlib: {task.name}: {what}; it is submitted again", file=sys.stderr)
+                print(f"dotlib: {task.name}: {what}; it will be submitted again", file=sys.stderr)
                 return True
             self._strike(task, f"{what}, the {LIVES}rd time; {self.folder / job} may say why")
         return False

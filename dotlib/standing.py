@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from . import cluster, slurm
+from . import cluster, run_store, slurm
 from .run import Run
 
 Key = tuple[str, int]  # arm, seed
@@ -16,14 +16,15 @@ Key = tuple[str, int]  # arm, seed
 def status(wanted: Mapping[Key, Run]) -> pd.DataFrame:
     """Where each run stands: arm, seed, state, epoch, samples/s, seconds left.
 
-    States: done, failed, running, queued (at Slurm), started (not running, continues when computed), missing.
+    States: done, failed, running, queued (at Slurm), started (not running, continues when computed), damaged (computed
+    anew), missing.
     """
     queue, rows = _queue(wanted), []
     for (arm, seed), run in wanted.items():
         row = run.progress()
         epoch = f"{row.get('epoch', 0)}/{run.config.training.epochs}"
         rate, left = row.get("samples_per_second", float("nan")), row.get("seconds_left", float("nan"))
-        state = _state(run, queue, bool(row))
+        state = _state(run, queue)
         rows.append({"arm": arm, "seed": seed, "state": state, "epoch": epoch, "samples/s": rate, "seconds left": left})
     return pd.DataFrame(rows)
 
@@ -37,14 +38,8 @@ def _queue(wanted: Mapping[Key, Run]) -> dict[str, str]:
         return {}
 
 
-def _state(run: Run, queue: Mapping[str, str], begun: bool) -> str:
-    if (found := run.kept()) is not None:
-        return "failed" if found.failed else "done"
-    state = queue.get(slurm.job_of(run))
-    if state == "RUNNING" or run.busy():
-        return "running"
-    if state in cluster.LIVE:
-        return "queued"
-    if run.failure():
-        return "failed"
-    return "started" if begun else "missing"
+def _state(run: Run, queue: Mapping[str, str]) -> str:
+    found, queued = run_store.state(run, run.kept()), queue.get(slurm.job_of(run))
+    if found in ("done", "running") or queued not in cluster.LIVE:
+        return found
+    return "running" if queued == "RUNNING" else "queued"

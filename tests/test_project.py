@@ -131,7 +131,7 @@ FLOORS = {
     "cluster": (4,),
     "slurm": (4, "cluster", "run"),
     "shards": (4, "cluster", "run", "slurm"),
-    "standing": (4, "cluster", "run", "slurm"),
+    "standing": (4, "cluster", "run", "run_store", "slurm"),
     "study": (4, "cluster", "run", "slurm", "standing"),
     "search": (4, "run"),
     "ledger": (4, "run", "search"),

@@ -129,7 +129,7 @@ def test_lost_job_alone_is_submitted_again_when_there_is_room(queue, tasks, tmp_
         del queue.states["1_0"]
     for _ in range(4):
         watch.look()
-    assert capfd.readouterr().err == f"dotlib: a: job 1_0 was lost ({state.lower()}); it is submitted again\n"
+    assert capfd.readouterr().err == f"dotlib: a: job 1_0 was lost ({state.lower()}); it will be submitted again\n"
     assert len(queue.arrays) == 1
     for name, task in zip(("1_1", "1_2", "1_3"), tasks[1:4], strict=True):
         task.finish()

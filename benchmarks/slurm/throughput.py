@@ -3,15 +3,20 @@
     eval "$(benchmarks/slurm/up.sh)"
     python benchmarks/slurm/throughput.py [--runs 24] [--seconds 90] [--json FILE]
 
-Runs of equal cost, of one thread and about `--seconds` each, two at a time. The ideal is the sum of the seconds that
-they trained, by their own clocks, over two: start-up, judging, the queue and whatever the killed job had in work are
-all that it does not hold. The process of one running job is killed after a quarter of the time.
+Runs of equal cost, of one thread and about `--seconds` each, two at a time, beside two baselines: the seconds that
+they trained by their own clocks, over two, which leaves out whatever else a run and its process do; and what a pair of
+them takes `--on here` in the same call, times their number over two. The process of one running job is killed after a
+quarter of the time: what it had in work is in neither.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import signal
+import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -27,14 +32,13 @@ AT_A_TIME = 2
 ASKED = {"MINUTES": "60", "CPUS": "1", "GPUS": "1", "CONCURRENCY": str(AT_A_TIME)}
 
 
-def epochs_of(seconds: float, base: config.Config) -> int:
-    """Epochs that take about so many seconds on one core, beside a like process."""
-    with tempfile.TemporaryDirectory() as folder:
-        tried = {("a", i): Run(config=config.replace(base, {"training.epochs": 12, "seed": 900 + i}), data="0",
-                               store=Path(folder)) for i in range(AT_A_TIME)}  # fmt: skip
-        study.compute(tried)
-        last = [run.result().epochs["seconds"].iloc[2:].mean() for run in tried.values()]
-    return max(2, round(seconds / max(last)))
+def pair(base: config.Config, epochs: int, store: Path) -> tuple[dict, float]:
+    """Two runs beside each other without Slurm, and the seconds that they took together."""
+    changed = [config.replace(base, {"training.epochs": epochs, "seed": 900 + i}) for i in range(AT_A_TIME)]
+    wanted = {("pair", i): Run(config=one, data="0", store=store) for i, one in enumerate(changed)}
+    start = time.monotonic()
+    study.compute(wanted)
+    return wanted, time.monotonic() - start
 
 
 def process_of(job: str) -> psutil.Process | None:
@@ -48,10 +52,21 @@ def process_of(job: str) -> psutil.Process | None:
     return None
 
 
+class Heard(io.TextIOBase):
+    """What the study says, and when."""
+
+    def __init__(self):
+        self.said: list[tuple[float, str]] = []
+
+    def write(self, text: str) -> int:
+        self.said.append((time.monotonic(), text))
+        return sys.__stderr__.write(text)
+
+
 def watched(wanted: dict, quarter: float) -> dict:
     """Compute the runs, kill a job on the way; what was seen of it."""
-    seen = {"most at a time": 0, "killed": None, "seconds until noticed": None}
-    done = threading.Event()
+    seen = {"most at a time": 0, "killed": None, "seconds until noticed": None, "seconds until submitted again": None}
+    done, heard = threading.Event(), Heard()
 
     def look() -> None:
         start = time.monotonic()
@@ -69,9 +84,11 @@ def watched(wanted: dict, quarter: float) -> dict:
                     process.send_signal(signal.SIGKILL)
                     killed = mine[job], job, time.monotonic(), before
                     seen["killed"] = job
-            elif killed and seen["seconds until noticed"] is None and slurm.job_of(killed[0]) != killed[1]:
-                seen["seconds until noticed"] = time.monotonic() - killed[2]
+            elif killed and seen["seconds until submitted again"] is None and slurm.job_of(killed[0]) != killed[1]:
+                seen["seconds until submitted again"] = time.monotonic() - killed[2]
         if killed:
+            said = [moment for moment, text in heard.said if f"job {killed[1]} was lost" in text]
+            seen["seconds until noticed"] = said[0] - killed[2] if said else None
             seen["finished runs touched"] = sum(
                 _written(r) != killed[3][r.path] for r in wanted.values() if r.path in killed[3]
             )
@@ -80,7 +97,8 @@ def watched(wanted: dict, quarter: float) -> dict:
     thread.start()
     start = time.monotonic()
     try:
-        study.compute(wanted, "slurm")
+        with contextlib.redirect_stderr(heard):
+            study.compute(wanted, "slurm")
     finally:
         seen["seconds"] = time.monotonic() - start
         done.set()
@@ -102,17 +120,21 @@ def main() -> None:
     torch.set_num_threads(1)
     plain = config.profile("quick").base.data.model_copy(update={"measurements": None})
     base = config.replace(arms.arm("stage1-adam", "quick"), {"data": plain, "training.precision": "fp32"})
-    epochs = epochs_of(arguments.seconds, base)
     with tempfile.TemporaryDirectory() as folder:
+        tried, _ = pair(base, 4, Path(folder))
+        pace = max(run.result().epochs["seconds"].iloc[1:].mean() for run in tried.values())
+        epochs = max(2, round(arguments.seconds / pace))
+        _, here = pair(base, epochs, Path(folder))
         wanted = {}
         for seed in range(arguments.runs):
             changed = config.replace(base, {"training.epochs": epochs, "seed": seed})
             wanted["a", seed] = Run(config=changed, data="0", store=Path(folder))
         seen = watched(wanted, arguments.runs * arguments.seconds / AT_A_TIME / 4)
         trained = [run.result().epochs["seconds"].sum() for run in wanted.values()]
-    ideal = sum(trained) / AT_A_TIME
-    found = {"runs": arguments.runs, "seconds a run, median": sorted(trained)[len(trained) // 2], "ideal, s": ideal}
-    found |= {"share of the ideal": ideal / seen["seconds"]} | seen
+    found = {"runs": arguments.runs, "seconds of training, median": statistics.median(trained), "a pair here, s": here}
+    found["share of training"] = sum(trained) / AT_A_TIME / seen["seconds"]
+    found["beside --on here"] = here * arguments.runs / AT_A_TIME / seen["seconds"]
+    found |= seen
     for name, value in found.items():
         print(f"{name:28} {value if not isinstance(value, float) else round(value, 3)}")
     if arguments.json:
