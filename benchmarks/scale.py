@@ -1,6 +1,6 @@
 """What a file of many phantoms costs: simulated in shards with constant memory, and open at once.
 
-    python benchmarks/scale.py [--phantoms 100000] [--sample 64] [--grid 32] [--json FILE]
+    python benchmarks/scale.py [--phantoms 100000] [--sample 512] [--grid 32] [--json FILE]
 
 A sample is simulated as ever, which gives the seconds a phantom. The file itself has phantoms of its own, so that they
 are checked for duplicates, but the readings of one shard over and over: shards, verification, merging and opening cost
@@ -11,7 +11,6 @@ the sample's pace times a million, and sizes and times in proportion. Needs twic
 import argparse
 import json
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from dotlib import config
@@ -52,16 +52,27 @@ class Copies:
 
 
 def measured(work) -> tuple[float, float]:
-    """Seconds of some work in a new process, and the peak memory in MB of it or the largest of its workers."""
+    """Seconds of some work in a new process, and the most memory in MB that it or one of its workers had."""
+    most = 0
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_measured, work).result()
+        ended = pool.submit(_timed, work)
+        while not ended.done():
+            most = max(most, *map(_resident, psutil.Process().children(recursive=True)), 0)
+            time.sleep(0.05)
+    return ended.result(), most / 1e6
 
 
-def _measured(work) -> tuple[float, float]:
+def _timed(work) -> float:
     start = time.perf_counter()
     work()
-    seconds, who = time.perf_counter() - start, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return seconds, max(resource.getrusage(one).ru_maxrss for one in who) / 1024
+    return time.perf_counter() - start
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return process.memory_info().rss
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def opened(path: Path) -> None:
@@ -110,7 +121,7 @@ def rows(total: int, sample: int, grid: int) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--phantoms", type=int, default=100_000)
-    parser.add_argument("--sample", type=int, default=64)
+    parser.add_argument("--sample", type=int, default=512)
     parser.add_argument("--grid", type=int, default=32)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

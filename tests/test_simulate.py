@@ -22,7 +22,7 @@ import pytest
 from tiny import RECORDED, Inline
 
 from dotlib import workers
-from dotlib.data import checks, dataset, recording, simulate, split, store
+from dotlib.data import checks, dataset, foreign, ledger, recording, simulate, split, store
 from dotlib.data.recording import SimulationError
 from dotlib.physics import diffusion
 
@@ -221,6 +221,14 @@ def test_merging_removes_its_own_files_only(stored, tmp_path):
     notes.with_name("0000016.tmp").write_bytes(b"half")
     simulate.simulate(RECORDED, path)
     assert path.exists() and list(notes.parent.iterdir()) == [notes]
+
+
+def test_finished_file_is_known_by_its_place(stored, tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "SETTLED", 0)  # as if it took long to read, as a large one does
+    simulate.simulate(RECORDED, tmp_path / "x.h5")
+    monkeypatch.setattr(foreign.hashlib, "file_digest", lambda *_: pytest.fail("the file was read as a whole"))
+    with store.File(tmp_path / "x.h5") as file:
+        assert len(file) == RECORDED.phantoms
 
 
 def test_finished_file_needs_no_lock(recorded, tmp_path, monkeypatch):

@@ -87,6 +87,9 @@ def opened(path: str, source: str) -> h5py.File:
     raise StoreError(f"{path}: {reason}")
 
 
+UNSOUND = (OSError, RuntimeError, LookupError, TypeError, ValueError)  # by which HDF5 tells of damaged data
+
+
 @contextlib.contextmanager
 def sound(otherwise: str) -> Iterator[None]:
     """HDF5's errors on damaged data, of many types, as one line."""
@@ -94,7 +97,7 @@ def sound(otherwise: str) -> Iterator[None]:
         yield
     except StoreError:
         raise
-    except (OSError, RuntimeError, LookupError, TypeError, ValueError):
+    except UNSOUND:
         raise StoreError(otherwise) from None
 
 

@@ -277,6 +277,8 @@ def _merge(work: Work, shards: list[Shard], path: Path) -> None:
     os.replace(merged, path)
     for file in (*(shard.path for shard in shards), *merged.parent.glob("*.tmp")):
         file.unlink()
+    with store.File(path):  # a large file takes long to be known, once
+        pass
 
 
 def code() -> str:
