@@ -130,13 +130,13 @@ def of_simulate(simulate) -> None:
     simulate.Shard.make = told_make
 
 
-def of_store(store) -> None:
-    store.BLOCK = 4  # more shards for fewer phantoms
+def of_schema(schema) -> None:
+    schema.BLOCK = 4  # more shards for fewer phantoms
 
 
 HOOKS = {
     "dotlib.arms": of_arms, "dotlib.trainer": of_trainer, "dotlib.checkpoint": of_checkpoint,
-    "dotlib.data.simulate": of_simulate, "dotlib.data.store": of_store,
+    "dotlib.data.simulate": of_simulate, "dotlib.data.schema": of_schema,
 }  # fmt: skip
 
 
