@@ -4,26 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from . import config as configuration
 from . import study
 from .bench_rows import row
 from .config import Profile
-from .run import Run
+from .run import Run, StudyError
 from .workers import cpu_cores
 
 SHARING = (1, 2, 4)  # runs on each GPU
-EPOCHS = 6  # of which the first, which compiles, is left out
+EPOCHS = 8
+
+
+@dataclass(frozen=True)
+class Clocked:
+    """A run that notes, in its folder, when each of its epochs ended."""
+
+    run: Run
+
+    def result(self) -> None:
+        ends: list[float] = []  # by a clock that all processes of a machine share
+        self.run.result(lambda row: ends.append(time.monotonic()))
+        (self.run.path / "ends.json").write_text(json.dumps(ends))
+
+    def ends(self) -> list[float]:
+        return json.loads((self.run.path / "ends.json").read_text())
 
 
 def bench_sharing(profile: Profile) -> list[dict]:
     """The profile's network on its phantoms, without readings: samples/s of all runs that share a GPU, or the cores.
 
-    By `study.compute`, as a study would: on a GPU by its `per_gpu`, on a CPU with the threads divided.
+    By the engine of studies, with its `per_gpu` on a GPU, on a CPU with the threads divided.
     """
     gpus = torch.cuda.device_count()
     base = configuration.replace(
@@ -41,11 +61,28 @@ def bench_sharing(profile: Profile) -> list[dict]:
 
 def _throughput(base: configuration.Config, runs: int, per_gpu: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        wanted = {
-            ("a", seed): Run(config=configuration.replace(base, {"seed": seed}), data="0", store=Path(folder))
+        work = {
+            f"seed {seed}": Clocked(
+                Run(config=configuration.replace(base, {"seed": seed}), data="0", store=Path(folder))
+            )
             for seed in range(runs)
         }
         with contextlib.redirect_stderr(io.StringIO()):
-            study.compute(wanted, per_gpu=per_gpu)
-        tables = [run.result().epochs.iloc[1:] for run in wanted.values()]
-    return sum(table["samples"].sum() / table["seconds"].sum() for table in tables)
+            failed = study.here(work, runs, per_gpu)
+        if failed:
+            raise StudyError("\n".join(failed.values()))
+        samples = [one.run.result().epochs["samples"].cumsum() for one in work.values()]
+        return together([one.ends() for one in work.values()], samples)
+
+
+def together(ends: Sequence[Sequence[float]], samples: Sequence[Sequence[float]]) -> float:
+    """Samples a second of several runs in all, from where the last of them has ended its first epoch, which compiles,
+    to where the first of them ends: NaN where they were never all at work.
+
+    `ends`: when each epoch of each run ended; `samples`: how many the run had trained by then.
+    """
+    start, end = max(run[0] for run in ends), min(run[-1] for run in ends)
+    if end <= start:
+        return float("nan")
+    done = [np.interp(end, *run) - np.interp(start, *run) for run in zip(ends, samples, strict=True)]
+    return float(sum(done)) / (end - start)

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import Field, model_validator
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from submitit.slurm.slurm import SlurmExecutor
 
 PREFIX = "DOTLIB_SLURM_"
+TEXTS = ("partition", "account", "qos", "constraint")  # as Slurm takes them, 0123 and [a|b] too
 LIVE = {  # states of a job that may yet run, or runs
     "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "STAGE_OUT", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING",
     "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD",
@@ -61,16 +62,21 @@ class SlurmError(RuntimeError):
 def asked(home: Path | None = None) -> Cluster:
     """What slurm.yaml in `home` (the project's folder) and the environment, which goes first, say."""
     path = (home or configuration.root()) / "slurm.yaml"
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+    found = _parsed(path.read_text(encoding="utf-8"), str(path)) if path.exists() else {}
     if not isinstance(found or {}, dict):
         raise ConfigError(f"{path}: a mapping of {', '.join(Cluster.model_fields)} is accepted")
     given = {key[len(PREFIX) :].lower(): value for key, value in os.environ.items() if key.startswith(PREFIX)}
-    return configuration.validate(
-        Cluster, (found or {}) | {key: yaml.safe_load(value) for key, value in given.items()}, "slurm"
-    )
+    given = {
+        name: text or None if name in TEXTS else _parsed(text, PREFIX + name.upper()) for name, text in given.items()
+    }
+    return configuration.validate(Cluster, (found or {}) | given, "slurm")
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
 
 
 def queue() -> dict[str, str]:
@@ -99,11 +105,11 @@ def executor(wanted: Cluster, folder: Path, at_a_time: int) -> SlurmExecutor:
     # the job is Python itself, which then gets the signals that Slurm sends to the shell of a job, and its grace
     sender = SlurmExecutor(folder=folder / "%j", python=f"exec {shlex.quote(sys.executable)}")
     given = {"partition": wanted.partition, "account": wanted.account, "qos": wanted.qos}
-    given |= {"constraint": wanted.constraint, "mem": wanted.memory and f"{wanted.memory:g}GB"}
+    given |= {"constraint": wanted.constraint, "mem": wanted.memory and f"{round(1024 * wanted.memory)}M"}
     given |= {"gpus_per_node": wanted.gpus or None, "setup": list(wanted.setup) or None}
     sender.update_parameters(
         job_name="dotlib", time=wanted.minutes, nodes=1, ntasks_per_node=1, cpus_per_task=wanted.cpus,
-        additional_parameters={"signal": f"B:USR2@{wanted.warning}"}, use_srun=False,
+        additional_parameters={"signal": f"B:USR2@{wanted.warning}", "requeue": True}, use_srun=False,
         array_parallelism=at_a_time, stderr_to_stdout=True,
         **{key: value for key, value in given.items() if value is not None},
     )  # fmt: skip

@@ -136,24 +136,28 @@ def runs_rm(arguments: argparse.Namespace) -> None:
     print(f"removed: {names}; {run_store.remove(folders) / 1e6:.1f} MB")
 
 
-def runs_export(arguments: argparse.Namespace) -> None:
+def runs_export(arguments: argparse.Namespace) -> int:
     profile(arguments.profile)
     for name in arguments.names:
         named("study", STUDIES, name)
-    from . import results
+    from . import records, results
     from . import study as studies
 
+    failed = False
     for name in arguments.names or STUDIES:
         try:
             wanted = studies.members(name, arguments.profile, 0, arguments.store or root() / "runs")
-        except ConfigError as error:
+            finished = {key: found for key, run in wanted.items() if (found := run.kept()) is not None}
+            if finished:
+                folder = root() / "results" / name
+                earlier = results.elsewhere(folder, arguments.profile, wanted)
+                print(results.recorded(folder, arguments.profile, wanted, finished, earlier))
+            elif arguments.names:
+                print(f"{name}: no finished run of the {arguments.profile} profile", file=sys.stderr)
+        except (ConfigError, records.ResultsError, studies.StudyError) as error:  # the others are written
             print(f"{name}: {error}", file=sys.stderr)
-            continue
-        finished = {key: found for key, run in wanted.items() if (found := run.kept()) is not None}
-        if finished:
-            folder = root() / "results" / name
-            earlier = results.elsewhere(folder, arguments.profile, wanted)
-            print(results.recorded(folder, arguments.profile, wanted, finished, earlier))
+            failed |= bool(arguments.names) or not isinstance(error, ConfigError)  # else one that cannot be begun yet
+    return EXIT_FAILED if failed else 0
 
 
 def runs_merge(arguments: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ import torch
 from . import checkpoint
 
 TABLES = ("epochs", "steps", "metrics")
+FOREIGN = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)  # by plain data that is no history
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,24 @@ def load(path: Path, key: str) -> History:
     Raises CheckpointError for a file that is missing, damaged, or of another run, or whose checkpoints are missing or
     have another size; their digests are verified by those who read them.
     """
-    state = checkpoint.load(path, key)
-    found = _beside(path)
-    if lost := [name for name, size in state["beside"].items() if found.get(name) != size]:
+    state = whole(path, key)
+    try:
+        tables = {name: _table(state[name]) for name in TABLES}
+        return History(**tables, info=dict(json.loads(state["info"])), failed=str(state["failed"]))
+    except FOREIGN:
+        raise checkpoint.CheckpointError(f"{path}: holds no result") from None
+
+
+def whole(path: Path, key: str) -> dict[str, Any]:
+    """What a file of a history holds, after its digest and the sizes of its checkpoints; raises what `load` does."""
+    state, found = checkpoint.load(path, key), _beside(path)
+    try:
+        lost = [name for name, size in state["beside"].items() if found.get(name) != size]
+    except FOREIGN:
+        raise checkpoint.CheckpointError(f"{path}: holds no result") from None
+    if lost:
         raise checkpoint.CheckpointError(f"{path.with_name(lost[0])}: missing, or not as long as it was")
-    tables = {name: _table(state[name]) for name in TABLES}
-    return History(**tables, info=json.loads(state["info"]), failed=state["failed"])
+    return state
 
 
 def _beside(path: Path) -> dict[str, int]:
@@ -89,9 +102,9 @@ def _table(columns: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame({name: _column(held) for name, held in columns.items()})
 
 
-def _column(held: Any) -> np.ndarray:
+def _column(held: Any) -> np.ndarray | pd.api.extensions.ExtensionArray:
     if not isinstance(held, dict):
         return held.numpy()
     if "whole" in held:
         return held["whole"].numpy().astype(held["dtype"])
-    return np.array(held["texts"], dtype=object)[held["codes"].numpy()]
+    return pd.Series(np.array(held["texts"], dtype=object)).array.take(held["codes"].numpy())

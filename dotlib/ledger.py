@@ -2,7 +2,8 @@
 
 It is lines of JSON, and reading it executes nothing. What is believed of it is which trials are in work, which were
 pruned, and which points TPE has drawn, each checked against its range; whether a trial is finished, and with which
-error, is read from its run. So a journal that is lost costs nothing but the pruned trials.
+error, is read from its run. So a journal that is lost costs the pruned trials, and of TPE with several workers those
+whose points come out otherwise.
 
 A trial in work holds the lock of its run from before it is written down until its end is: one without a holder is of a
 process that died. It is closed as FAIL, and its point is begun anew, where the run continues from its checkpoint. A

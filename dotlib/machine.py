@@ -1,5 +1,6 @@
 """The machine that a run is computed on: its device, arithmetic and versions."""
 
+import os
 import platform
 import sys
 from collections.abc import Callable
@@ -7,6 +8,8 @@ from importlib.metadata import version
 
 import torch
 from torch import nn
+
+from .config import ConfigError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MODES = {"default": None, "graphs": "reduce-overhead"}  # of torch.compile; the second with CUDA graphs
@@ -19,7 +22,9 @@ def device() -> str:
 
 
 def precision(wanted: str, on: str) -> torch.dtype:
-    """bf16 where the machine multiplies it in hardware (`auto`), else fp32."""
+    """`auto`: what $DOTLIB_PRECISION names, else bf16 where the machine multiplies it in hardware, else fp32."""
+    if wanted == "auto" and (wanted := os.environ.get("DOTLIB_PRECISION") or "auto") not in (*PRECISIONS, "auto"):
+        raise ConfigError(f"DOTLIB_PRECISION {wanted!r}; accepted: {', '.join(PRECISIONS)}")
     if wanted != "auto":
         return PRECISIONS[wanted]
     if on == "cuda":

@@ -70,7 +70,12 @@ class Run(pydantic.BaseModel):
             return None
 
     def done(self) -> bool:
-        return self.kept() is not None
+        """Whether the result is there and undamaged: `kept`, without its tables."""
+        try:
+            history.whole(self.path / RESULT, self.key)
+        except checkpoint.CheckpointError:
+            return False
+        return True
 
     def failure(self) -> str:
         """Why the run could not be computed the last time, as one line; empty where it could, or was not tried."""
@@ -86,6 +91,9 @@ class Run(pydantic.BaseModel):
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
+
+    def keep_failure(self, line: str) -> None:
+        checkpoint.write(self.folder() / FAILURE, json.dumps({"error": line}).encode(), durable=False)
 
     def forget_failure(self) -> None:
         (self.path / FAILURE).unlink(missing_ok=True)
@@ -122,7 +130,8 @@ class Run(pydantic.BaseModel):
             except workers.Ended:  # no failure: it continues
                 raise
             except FAILURES as error:
-                self._keep_failure(error)
+                with contextlib.suppress(OSError):  # a full disk: the error itself is raised
+                    self.keep_failure((str(error).strip().splitlines() or [type(error).__name__])[0])
                 raise
             found = history.load(self.path / RESULT, self.key)
         return found
@@ -159,11 +168,6 @@ class Run(pydantic.BaseModel):
             path.replace(path.with_suffix(".damaged"))
             line = str(error).removesuffix("; remove it to start anew")
             print(f"dotlib: {line}; set aside as last.damaged, and the run starts anew", file=sys.stderr)
-
-    def _keep_failure(self, error: Exception) -> None:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        with contextlib.suppress(OSError):  # a full disk: the error itself is raised
-            checkpoint.write(self.path / FAILURE, json.dumps({"error": line}).encode(), durable=False)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

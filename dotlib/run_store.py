@@ -32,7 +32,7 @@ def _of(about: Path, store: Path) -> Run | None:
             return None
         held = json.loads(about.read_text(encoding="utf-8"))
         found = Run(config=configuration.validate(Config, held["config"]), data=held["data"], store=store)
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return found if held.get("version") == VERSION and found.path.name == about.parent.name else None
 
@@ -93,7 +93,7 @@ def named(store: Path, names: list[str]) -> list[Path]:
         if len(fits) != 1:
             raise ConfigError(f"{store}: {len(fits)} runs are named {name!r}; `dotlib runs ls` lists them")
         found += fits
-    return found
+    return list(dict.fromkeys(found))
 
 
 def show(folder: Path) -> str:

@@ -39,10 +39,10 @@ class ShardsTask(slurm.FolderTask):
                 failures += [failure] if failure else []
                 if workers.asked_to_end():
                     raise workers.Ended(f"{self.name}: finished shards are kept")
-        except SimulationError as error:
+        except (SimulationError, OSError) as error:
             if workers.asked_to_end():  # its workers were, too
                 raise workers.Ended(f"{self.name}: finished shards are kept") from None
-            failures = [str(error)]
+            failures = [str(error)]  # of a full disk, too
         if failures:
             self.keep_failure("; ".join(failures))
 
@@ -55,9 +55,13 @@ class OnSlurm:
         self.device = "cuda" if wanted.gpus else "cpu"
 
     def make(self, shards: Sequence[Shard]) -> None:
-        """Raises SimulationError, a line for each job that failed."""
+        """Have all shards of a file made that are missing or damaged; SimulationError, a line for each job that failed.
+
+        Which of them a job makes does not depend on those that are there: a second call finds the jobs of a first.
+        """
         for shard in shards:
-            shard.path.unlink(missing_ok=True)  # a damaged one
+            if shard.path.exists() and not shard.finished():
+                shard.path.unlink(missing_ok=True)
         each = max(1, -(-len(shards) // (JOBS_EACH * self.wanted.concurrency)))
         parts = [tuple(shards[i : i + each]) for i in range(0, len(shards), each)]
         tasks = [

@@ -24,11 +24,12 @@ from tqdm.auto import tqdm
 
 from . import checkpoint, workers
 from .cluster import LIVE, Cluster, SlurmError, asked, executor, queue
+from .config import ConfigError
 from .run import FAILURE, QUEUED, Run
 
 POLL = 5.0  # seconds between looks at the queue
 PATIENCE = 600.0  # seconds without an answer from Slurm, a restart of its controller perhaps
-LIVES = 3  # times that a job may be lost before its work counts as failed
+LIVES = 3  # jobs that may be lost before their work counts as failed
 
 
 class Task(Protocol):
@@ -45,6 +46,8 @@ class Task(Protocol):
         """Whether some process works on it, be it of a job or not."""
 
     def failure(self) -> str: ...
+
+    def keep_failure(self, line: str) -> None: ...
 
     def forget_failure(self) -> None: ...
 
@@ -91,6 +94,9 @@ class RunTask:
     def failure(self) -> str:
         return self.it.failure()
 
+    def keep_failure(self, line: str) -> None:
+        self.it.keep_failure(line)
+
     def forget_failure(self) -> None:
         self.it.forget_failure()
 
@@ -112,18 +118,18 @@ def run(tasks: Sequence[Task], folder: Path, wanted: Cluster | None = None) -> l
 
     Work that is queued already is only watched. Of the rest, `concurrency` jobs run at a time. A job that Slurm ends at
     its time limit, or preempts, keeps its work and is queued again; one that is lost (killed, out of memory, its node
-    gone) is submitted again, LIVES times at most; one that the user cancels counts as failed. Interrupted, this leaves
+    gone) is submitted again, until LIVES are lost; one that the user cancels counts as failed. Interrupted, this leaves
     the jobs in the queue.
     """
     watch = _Watch(tasks, wanted or asked(), folder)
     with tqdm(total=len(tasks), desc="jobs", unit="job", file=sys.stderr) as bar:
-        heard = time.monotonic()
+        heard = None
         while watch.left:
             try:
                 watch.look()
                 heard = time.monotonic()
             except SlurmError as error:
-                if not watch.mine or time.monotonic() - heard > PATIENCE:
+                if heard is None or time.monotonic() - heard > PATIENCE:
                     raise
                 print(f"dotlib: {error}; the jobs go on", file=sys.stderr)
             bar.set_postfix(watch.counts, refresh=False)
@@ -131,6 +137,20 @@ def run(tasks: Sequence[Task], folder: Path, wanted: Cluster | None = None) -> l
             if watch.left:
                 time.sleep(POLL)
     return watch.failures
+
+
+def require() -> None:
+    """Raises SlurmError or ConfigError where nothing can be submitted, or jobs may compute in another precision.
+
+    A run's precision is part of its name, and resolved where the command runs.
+    """
+    wanted = asked()
+    queue()
+    if wanted.gpus and not (torch.cuda.is_available() or os.environ.get("DOTLIB_PRECISION")):
+        raise ConfigError(
+            "slurm: jobs have a GPU and this machine has none; DOTLIB_PRECISION = bf16, fp32 or fp16, the same for all "
+            "commands on these runs, says in what they compute"
+        )
 
 
 class _Watch:
@@ -142,7 +162,7 @@ class _Watch:
         self.counts: dict[str, int] = {}
         self.lost: Counter[str] = Counter()
         self.gone: dict[str, str] = {}  # jobs that were seen to have ended once: their files may be on their way
-        self.mine: set[str] = set()  # jobs submitted here: an earlier one's failure is tried again
+        self.mine: set[str] = set()  # jobs that were submitted or live here: an earlier one's failure is tried again
 
     def look(self) -> None:
         """Take stock, and submit what needs it as far as may run beside what is queued."""
@@ -159,6 +179,7 @@ class _Watch:
         job = job_of(task)
         state = states.get(job, "gone")
         if state in LIVE:
+            self.mine.add(job)
             return False
         if task.done():
             self._strike(task)
@@ -176,16 +197,17 @@ class _Watch:
             self.lost[task.name] += 1
             what = f"job {job} was lost ({state.lower()})"
             if self.lost[task.name] < LIVES:
-                self.mine.remove(job)
+                self.mine.remove(job)  # it has ended
                 print(f"dotlib: {task.name}: {what}; it will be submitted again", file=sys.stderr)
                 return True
-            self._strike(task, f"{what}, the {LIVES}rd time; {self.folder / job} may say why")
+            self._strike(task, f"{what}, the last of {LIVES}; {self.folder / job} may say why")
         return False
 
     def _strike(self, task: Task, failure: str = "") -> None:
         self.left.remove(task)
         if failure:
             self.failures.append(f"{task.name}: {failure}")
+            task.keep_failure(failure)
 
     def _submit(self, tasks: Sequence[Task], at_a_time: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -197,15 +219,16 @@ class _Watch:
             sender = executor(self.wanted, self.folder, at_a_time)
             for task in tasks:
                 task.forget_failure()
-            try:
-                with sender.batch():
-                    jobs = [sender.submit(_Job(task, self.wanted)) for task in tasks]
-            except RuntimeError as error:
-                raise SlurmError(f"slurm: {' '.join(str(error).split())[-300:]}") from None
-            for task, job in zip(tasks, jobs, strict=True):
-                task.folder.mkdir(parents=True, exist_ok=True)
-                checkpoint.write(task.folder / QUEUED, json.dumps({"job": job.job_id}).encode())
-                self.mine.add(job.job_id)
+            with workers.uninterrupted():  # a job that nobody knows of would be submitted once more
+                try:
+                    with sender.batch():
+                        jobs = [sender.submit(_Job(task, self.wanted)) for task in tasks]
+                except RuntimeError as error:
+                    raise SlurmError(f"slurm: {' '.join(str(error).split())[-300:]}") from None
+                for task, job in zip(tasks, jobs, strict=True):
+                    task.folder.mkdir(parents=True, exist_ok=True)
+                    checkpoint.write(task.folder / QUEUED, json.dumps({"job": job.job_id}).encode())
+                    self.mine.add(job.job_id)
 
 
 @dataclass(frozen=True)

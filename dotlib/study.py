@@ -18,8 +18,8 @@ import torch
 from tqdm.auto import tqdm
 
 from . import arms as known
-from . import cluster, factors, machine, records, slurm, tracking, workers
 from . import config as configuration
+from . import factors, machine, records, slurm, tracking, workers
 from .config import Config, ConfigError, Data, Optim
 from .data import dataset, samples
 from .run import FAILURES, Run, StudyError
@@ -136,8 +136,7 @@ def compute(wanted: Mapping[Key, Run], on: str = "here", per_gpu: int = 1) -> No
         if not (missing := {key: run for key, run in missing.items() if key not in lost}):
             raise
     if on == "slurm":
-        cluster.asked()
-        cluster.queue()
+        slurm.require()
     tracking.resolved()  # refused here, once, rather than in every run
     tracking.images()
     samples.prepare(run.config for run in missing.values())

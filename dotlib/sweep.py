@@ -53,7 +53,7 @@ def compute(searches: Sequence[Search], on: str = "here", per_gpu: int = 1) -> p
     ledgers, told = [Ledger(search) for search in searches], []
     if left := sum(ledger.left(again=True) for ledger in ledgers):
         if on == "slurm":
-            cluster.queue()
+            slurm.require()
         tracking.resolved()  # refused here, once, rather than in every run
         tracking.images()
         samples.prepare(search.base.config for search in searches)

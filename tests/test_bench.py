@@ -49,21 +49,36 @@ def assert_rows(rows, outside=()):
 
 
 @pytest.mark.parametrize(("gpus", "runs"), [(0, [1, 2]), (2, [2, 4, 8])])
-def test_sharing_adds_up_the_runs_that_are_trained_beside_each_other(monkeypatch, gpus, runs):
-    """Samples a second of each, its first epoch left out."""
+def test_sharing_asks_the_engine_for_so_many_runs_at_once(monkeypatch, gpus, runs):
+    """And reports the samples a second of all."""
     asked = []
 
-    def compute(wanted, per_gpu):
-        asked.append((len(wanted), per_gpu))
+    def here(work, total, per_gpu):
+        asked.append((len(work), per_gpu))
         monkeypatch.setattr(bench_sharing.Run, "result", lambda run: histories.made_up(run.config))
+        monkeypatch.setattr(bench_sharing.Clocked, "ends", lambda it: [0.1 * i for i in range(bench_sharing.EPOCHS)])
+        return {}
 
-    monkeypatch.setattr(bench_sharing.study, "compute", compute)
+    monkeypatch.setattr(bench_sharing.study, "here", here)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(bench_sharing, "cpu_cores", lambda: 2)
     rows = bench_sharing.bench_sharing(config.profile("smoke"))
     assert asked == [(n, n // max(gpus, 1)) for n in runs] and [row["n"] for row in rows] == runs
     assert [row["value"] for row in rows] == pytest.approx([n * 16 / 0.1 for n in runs])
     assert [row["ratio"] for row in rows][1:] == pytest.approx([n / runs[0] for n in runs[1:]])
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        (([1, 2, 3],), 10),  # alone, its first epoch left out
+        (([1, 2, 3], [1, 2, 3]), 20),
+        (([1, 2, 3], [2, 4, 6]), 15),  # of the second, half of an epoch
+        (([1, 2, 3], [4, 5, 6]), float("nan")),  # one after the other: no throughput of two
+    ],
+)
+def test_sharing_counts_while_all_runs_train(ends, expected):
+    assert bench_sharing.together(ends, [[10, 20, 30]] * len(ends)) == pytest.approx(expected, nan_ok=True)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from tiny import assert_same_weights, tiny, weights
 from torch import nn
 
 from dotlib import config, machine, trainer
+from dotlib.config import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -138,6 +139,14 @@ def test_auto_precision_is_bf16_where_the_processor_has_it(monkeypatch, native):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert machine.precision("auto", "cpu") == (torch.bfloat16 if native else torch.float32)
+
+
+def test_auto_precision_is_what_the_environment_names(monkeypatch):
+    monkeypatch.setenv("DOTLIB_PRECISION", "fp16")
+    assert machine.precision("auto", "cpu") == torch.float16 and machine.precision("fp32", "cpu") == torch.float32
+    monkeypatch.setenv("DOTLIB_PRECISION", "half")
+    with pytest.raises(ConfigError, match=r"^DOTLIB_PRECISION 'half'; accepted: fp32, bf16, fp16$"):
+        machine.precision("auto", "cpu")
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16)])

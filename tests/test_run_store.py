@@ -10,7 +10,7 @@ import yaml
 from tiny import Inline, a_run
 
 from dotlib import __main__ as command
-from dotlib import arms, records, run_store, study, trainer
+from dotlib import arms, checkpoint, records, run_store, study, trainer
 from dotlib.config import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -95,7 +95,7 @@ def test_run_is_shown_in_yaml(store):
 
 def test_names_may_be_cut_short_but_must_fit_one_run(store):
     path = a_run(store).path
-    assert run_store.named(store, [path.name, path.name[-16:]]) == [path, path]
+    assert run_store.named(store, [path.name, path.name[-16:]]) == [path]
     for name, fits in (("autoencode", 4), ("x", 0)):
         with pytest.raises(ConfigError, match=f"{fits} runs are named '{name}'"):
             run_store.named(store, [name])
@@ -154,6 +154,37 @@ def test_nothing_that_could_run_is_taken_over_or_run(store, tmp_path, name):
     assert trap.exists()  # it would have
 
 
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"beside": 3},
+        {
+            "beside": {},
+            "epochs": {"a": {"texts": 1, "codes": 2}},
+            "steps": {},
+            "metrics": {},
+            "info": "{}",
+            "failed": "",
+        },
+        {"beside": {}, "epochs": {}, "steps": {}, "metrics": {}, "info": "[", "failed": ""},
+        {"beside": {}, "epochs": [1], "steps": {}, "metrics": {}, "info": "{}", "failed": ""},
+    ],
+)
+def test_whole_file_that_is_no_result_is_one_of_many(store, tmp_path, state):
+    """Its digest is right, as anyone can make it: the others are listed and taken over."""
+    bad, lines = a_run(store), []
+    checkpoint.save(bad.path / "history.pt", state, bad.key)
+    assert bad.kept() is None and states(store)[bad.path.name] == "damaged"
+    assert run_store.merge(store, tmp_path / "mine", lines.append) == 2
+    assert any(str(bad.path) in line for line in lines)
+
+
+def test_nested_configuration_is_one_of_many(store):
+    (a_run(store).path / "config.json").write_text("[" * 100_000)
+    assert states(store)[a_run(store).path.name] == "other" and len(states(store)) == 4
+
+
 def test_link_out_of_the_store_is_not_followed(store, tmp_path):
     """What merging copies is read and verified: a link to a file of the user's is no checkpoint."""
     secret = tmp_path / "secret"
@@ -205,3 +236,19 @@ def test_export_writes_what_is_finished(project, capsys, monkeypatch):
     assert command.main(export) == 0  # the other, which only the record has, stays in it
     assert records.load(folder).runs["seed"].tolist() == [0, 1]
     assert command.main(["runs", "export", "4.9"]) == 2
+
+
+def test_export_goes_on_after_a_study_that_cannot_be_written(project, capsys, monkeypatch):
+    wanted = {("stage1-adam", 0): a_run(project / "runs")}
+    wanted["stage1-adam", 0].result()
+    monkeypatch.setattr(study, "members", lambda name, *_: wanted)
+    wrong = project / "results" / "4.3-ends"
+    wrong.mkdir(parents=True)
+    (wrong / "about.json").write_text("{")
+    names = ["4.3-ends", "4.2-baseline"]
+    assert command.main(["runs", "export", *names, "--profile", "smoke"]) == 1
+    said = capsys.readouterr()
+    assert "4.3-ends: " in said.err and f"recorded in {project / 'results' / names[1]}" in said.out
+    monkeypatch.setattr(study, "members", lambda name, *_: {("stage1-adam", 5): a_run(project / "runs", seed=5)})
+    assert command.main(["runs", "export", "4.2-baseline", "--profile", "smoke"]) == 0
+    assert "4.2-baseline: no finished run of the smoke profile" in capsys.readouterr().err

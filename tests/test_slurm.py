@@ -1,5 +1,6 @@
 """Work by Slurm jobs: the rules of submission with a made-up queue, and the work itself where there is a Slurm."""
 
+import contextlib
 import json
 import os
 import signal
@@ -74,6 +75,9 @@ class Made:
     def failure(self):
         return self.line
 
+    def keep_failure(self, line):
+        self.line = line
+
     def forget_failure(self):
         self.line = ""
 
@@ -144,7 +148,7 @@ def test_job_that_is_lost_too_often_fails(queue, tmp_path, capfd):
         queue.states = dict.fromkeys(queue.states, "FAILED")
         watch.look()
     assert not watch.left and len(queue.arrays) == slurm.LIVES
-    assert watch.failures[0].startswith("a: job 3_0 was lost (failed), the 3rd time; ")
+    assert watch.failures[0].startswith("a: job 3_0 was lost (failed), the last of 3; ")
 
 
 def test_cancelled_job_is_the_users_wish(queue, tasks, tmp_path):
@@ -164,7 +168,58 @@ def test_what_is_queued_or_worked_on_already_is_only_watched(queue, tasks, tmp_p
     tasks[3].at_work = False
     queue.states = {}
     watch.look()
+    assert len(queue.arrays) == 1  # what they wrote may be on its way
+    watch.look()
     assert queue.arrays[1:] == [(2, ["a", "b", "c", "d", "e"])]
+
+
+def test_cancelled_job_of_an_earlier_command_is_the_users_wish(queue, tasks, tmp_path):
+    watching(tasks[:1], tmp_path)
+    watch = watching(tasks[:1], tmp_path)
+    queue.states["1_0"] = "CANCELLED"
+    watch.look()
+    watch.look()
+    assert watch.failures and len(queue.arrays) == 1 and tasks[0].failure() == watch.failures[0].removeprefix("a: ")
+
+
+def test_signal_between_submission_and_its_note_waits(queue, tasks, tmp_path, monkeypatch):
+    """A job that nobody knows of would be submitted once more."""
+    write = slurm.checkpoint.write
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        write(*arguments)
+
+    monkeypatch.setattr(slurm.checkpoint, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        watching(tasks, tmp_path)
+    monkeypatch.undo()
+    assert [slurm.job_of(task) for task in tasks] == [f"1_{i}" for i in range(5)]
+
+
+def test_jobs_of_shards_are_the_same_whatever_is_there(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(slurm, "run", lambda tasks, *_: found.append({task.folder: task.shards for task in tasks}))
+    data = tiny.RECORDED.model_copy(update={"phantoms": 16 * 50})
+    made = [simulate.Shard(simulate.Recordings(data), tmp_path / f"{i}.h5", 16 * i, 16, "cpu") for i in range(50)]
+    monkeypatch.setattr(simulate.Shard, "finished", lambda shard: shard.path.read_bytes() == b"whole")
+    shards.OnSlurm(tmp_path / "x.h5", TWO).make(made)
+    for shard in made[:7]:
+        shard.path.write_bytes(b"whole")
+    made[7].path.write_bytes(b"damaged")
+    shards.OnSlurm(tmp_path / "x.h5", TWO).make(made)
+    assert found[0] == found[1] and len(found[0]) == 8 and sum(map(len, found[0].values())) == 50
+    assert made[6].path.exists() and not made[7].path.exists()
+
+
+@pytest.mark.parametrize(("precision", "gpus", "refused"), [("", 1, True), ("bf16", 1, False), ("", 0, False)])
+def test_jobs_on_gpus_compute_in_a_precision_that_was_chosen(monkeypatch, precision, gpus, refused):
+    monkeypatch.setattr(slurm, "queue", dict)
+    monkeypatch.setattr(slurm.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("DOTLIB_PRECISION", precision)
+    monkeypatch.setenv("DOTLIB_SLURM_GPUS", str(gpus))
+    with pytest.raises(ConfigError, match="DOTLIB_PRECISION = bf16") if refused else contextlib.nullcontext():
+        slurm.require()
 
 
 def test_slurm_that_does_not_answer_for_a_while_ends_nothing(queue, tasks, tmp_path, monkeypatch, capfd):
@@ -196,8 +251,10 @@ def test_slurm_that_does_not_answer_for_a_while_ends_nothing(queue, tasks, tmp_p
         (None, {}, Cluster()),
         ("partition: gpu\nminutes: 30\nsetup: [module load cuda]\n", {},
          Cluster(partition="gpu", minutes=30, setup=("module load cuda",))),
-        ("minutes: 30\n", {"DOTLIB_SLURM_MINUTES": "60", "DOTLIB_SLURM_ACCOUNT": "abc"},
-         Cluster(minutes=60, account="abc")),
+        ("minutes: 30\n", {"DOTLIB_SLURM_MINUTES": "60", "DOTLIB_SLURM_ACCOUNT": "0123"},
+         Cluster(minutes=60, account="0123")),
+        (None, {"DOTLIB_SLURM_CONSTRAINT": "[a|b]", "DOTLIB_SLURM_SETUP": "[module load cuda]"},
+         Cluster(constraint="[a|b]", setup=("module load cuda",))),
     ],
 )  # fmt: skip
 def test_cluster_is_asked_for_in_a_file_or_the_environment(tmp_path, monkeypatch, text, environment, expected):
@@ -223,6 +280,12 @@ def test_wrong_settings_are_one_line(tmp_path, text, line):
     with pytest.raises(ConfigError) as error:
         cluster.asked(tmp_path)
     assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_wrong_setup_in_the_environment_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("DOTLIB_SLURM_SETUP", "[module load")
+    with pytest.raises(ConfigError, match=r"^DOTLIB_SLURM_SETUP: "):
+        cluster.asked(tmp_path)
 
 
 def test_without_slurm_nothing_is_prepared(tmp_path, monkeypatch):
@@ -255,6 +318,7 @@ def asked(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(tiny.__file__).parents[1])]))
     for name, value in {"MINUTES": "10", "WARNING": "60", "CPUS": "1", "GPUS": "1", "CONCURRENCY": "2"}.items():
         monkeypatch.setenv(f"DOTLIB_SLURM_{name}", value)
+    monkeypatch.setenv("DOTLIB_PRECISION", "fp32")
     monkeypatch.setattr(slurm, "POLL", 1.0)
     return monkeypatch
 

@@ -116,7 +116,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=90)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    os.environ |= {f"DOTLIB_SLURM_{name}": value for name, value in ASKED.items()} | {"WANDB_MODE": "disabled"}
+    os.environ |= {f"DOTLIB_SLURM_{name}": value for name, value in ASKED.items()}
+    os.environ |= {"WANDB_MODE": "disabled", "DOTLIB_PRECISION": "fp32"}
     torch.set_num_threads(1)
     plain = config.profile("quick").base.data.model_copy(update={"measurements": None})
     base = config.replace(arms.arm("stage1-adam", "quick"), {"data": plain, "training.precision": "fp32"})

@@ -95,7 +95,8 @@ class Elsewhere(Protocol):
 
     device: str
 
-    def make(self, shards: Sequence[Shard]) -> None: ...
+    def make(self, shards: Sequence[Shard]) -> None:
+        """See to it that all of them are there; some may be."""
 
 
 def _origin(work: Work, device: str) -> dict[str, str | int]:
@@ -127,7 +128,7 @@ def fill(work: Work, path: Path, workers: int | None = None, elsewhere: Elsewher
                 on = elsewhere.device if elsewhere else "cuda" if torch.cuda.is_available() else "cpu"
                 shards = _shards(work, parts, on)
                 if elsewhere:
-                    elsewhere.make([shard for shard in shards if not shard.finished()])
+                    elsewhere.make(shards)
                     if lost := sum(not shard.finished() for shard in shards):
                         raise SimulationError(f"{path}: {lost} shards are missing or damaged; start again to continue")
                 _merge(work, _finished(shards, workers or cpu_cores(), path), path)
@@ -276,7 +277,7 @@ def _merge(work: Work, shards: list[Shard], path: Path) -> None:
             file["digests"][i] = store.digest(columns)
     os.replace(merged, path)
     for file in (*(shard.path for shard in shards), *merged.parent.glob("*.tmp")):
-        file.unlink()
+        file.unlink(missing_ok=True)
     with store.File(path):  # a large file takes long to be known, once
         pass
 
