@@ -194,7 +194,7 @@ def here(missing: Mapping[str, Work], total: int, per_gpu: int, what: str = "run
 
 def _round(work: dict[str, Work], width: int, share: tuple[int, int], bar: tqdm) -> tuple[dict[str, str], bool]:
     """What came of the work that ended, empty where it is a result, and whether a worker died."""
-    context, ended = get_context("spawn"), {}
+    context, ended, others, before = get_context("spawn"), {}, set(active_children()), bar.n
     slots = context.Queue()
     for slot in range(width):
         slots.put(slot)
@@ -203,18 +203,29 @@ def _round(work: dict[str, Work], width: int, share: tuple[int, int], bar: tqdm)
         for key, it in work.items():
             with contextlib.suppress(BrokenProcessPool):  # a worker may die as it starts
                 pending[pool.submit(_compute, it)] = key
+        broken = len(pending) < len(work)
         for future in as_completed(pending):
-            key = pending[future]
-            try:
-                future.result()
-            except BrokenProcessPool:
-                continue
-            except FAILURES as error:
-                ended[key] = f"{key}: {str(error) or type(error).__name__}"
-            else:
-                ended[key] = ""
+            if broken := broken or isinstance(future.exception(), BrokenProcessPool):
+                break
             bar.update()
-    return ended, len(ended) < len(work)
+        if broken:  # a pool that breaks while it starts a worker waits for that one forever
+            left = set(active_children()) - others
+            workers.end_gently(left)
+            for worker in left:
+                worker.kill()
+    for future, key in pending.items():
+        if not future.done():
+            continue
+        try:
+            future.result()
+        except BrokenProcessPool:
+            continue
+        except FAILURES as error:
+            ended[key] = f"{key}: {str(error) or type(error).__name__}"
+        else:
+            ended[key] = ""
+    bar.update(before + len(ended) - bar.n)
+    return ended, broken
 
 
 @contextlib.contextmanager

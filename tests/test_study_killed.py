@@ -7,7 +7,10 @@ import json
 import os
 import signal
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import active_children
+from multiprocessing.context import SpawnProcess
 
 import pandas as pd
 import psutil
@@ -15,6 +18,8 @@ import pytest
 from tiny import CLOCKED, a_run, states
 
 from dotlib import checkpoint, study, trainer
+from dotlib.data import simulate
+from dotlib.data.recording import SimulationError
 from dotlib.study import StudyError
 
 LONG = 30
@@ -173,3 +178,46 @@ def test_second_call_computes_nothing(disturbed, nothing_computes):
     before = contents(wanted)
     study.compute(wanted)
     assert contents(wanted) == before and len(before) > 9
+
+
+class Nothing:
+    """Work, or the work of shards, that is done at once."""
+
+    def result(self):
+        pass
+
+    def make(self):
+        pass
+
+
+def through_study():
+    assert study.here({"a": Nothing(), "b": Nothing(), "c": Nothing()}, 3, 1) == {}
+
+
+def through_simulation():
+    with pytest.raises(SimulationError, match="a worker died"):
+        list(simulate.made([types.SimpleNamespace(device="cpu", make=Nothing().make)] * 3, 2))
+
+
+@pytest.mark.parametrize("work", [through_study, through_simulation])
+def test_worker_killed_while_the_next_one_starts_does_not_hang_the_pool(monkeypatch, work):
+    """The pool has ended all workers that it knows of, and then waits for the one that it did not know yet."""
+    start, started, others = SpawnProcess.start, [], set(active_children())
+
+    def killed_meanwhile(process):
+        start(process)
+        started.append(process)
+        if len(started) == 2:
+            started[0].kill()
+            time.sleep(1.0)
+
+    monkeypatch.setattr(SpawnProcess, "start", killed_meanwhile)
+    monkeypatch.setattr(study, "cpu_cores", lambda: 2)
+    with ThreadPoolExecutor(1) as thread:
+        ended = thread.submit(work)
+        try:
+            ended.result(timeout=90)
+        finally:
+            for process in set(active_children()) - others:
+                process.kill()
+    assert len(started) >= 2

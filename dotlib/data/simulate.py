@@ -222,12 +222,12 @@ def made(shards: list[Shard], workers: int) -> Iterator[tuple[Shard, str]]:
             pending = {pool.submit(_make, shard): shard for shard in shards}
             for future in as_completed(pending):
                 yield pending[future], future.result()
-        except BrokenProcessPool:
-            raise SimulationError("a worker died (memory?); the same command continues") from None
-        except BaseException:  # a full disk, an interruption: the shards in work are given up
+        except BaseException as error:  # a full disk, an interruption: the shards in work are given up
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in set(active_children()) - others:
-                worker.kill()
+                worker.kill()  # a pool that broke while it started one would wait for it forever
+            if isinstance(error, BrokenProcessPool):
+                raise SimulationError("a worker died (memory?); the same command continues") from None
             raise
 
 
