@@ -126,7 +126,7 @@ class Ledger:
             return len(places) - sum(bool(run.failure()) for run in runs)
 
     def unfinished(self) -> dict[int, str]:
-        """Why each trial that is not finished is not, by place."""
+        """Why each trial that is not finished is not, by place; empty where it is only to be continued."""
         with self._alone():
             begun, found = self._settled(), {}
             for index in range(self.search.trials):
@@ -134,7 +134,7 @@ class Ledger:
                     point = self._point(index, begun)
                     run = self.search.run(point) if point else None
                     busy = "another process is training it" if run and run.busy() else ""
-                    found[index] = (run and run.failure()) or busy or "not finished; start again to continue"
+                    found[index] = (run and run.failure()) or busy
             return found
 
     def table(self) -> list[dict]:
@@ -258,6 +258,15 @@ class Ledger:
                 yield
         except filelock.Timeout:
             raise StudyError(f"{self.search.folder}: another process has held its lock for {PATIENCE:.0f} s") from None
+
+    @contextlib.contextmanager
+    def written(self) -> Iterator[None]:
+        """An error of the disk names the journal, where it names no file."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or str(self.path)
+            raise
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:

@@ -90,15 +90,14 @@ def write(folder: Path, tables: Mapping[str, pd.DataFrame], profile: str, runs: 
         if (sizes.index(former.profile), former.runs) > (sizes.index(profile), runs):
             held = f"{former.runs} runs of profile {former.profile}"
             raise ResultsError(f"{folder}: holds {held}; remove it to record {runs} of {profile}")
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {name: t.to_csv(index=False, float_format=DIGITS, lineterminator="\n") for name, t in tables.items()}
     about = {"profile": profile, "runs": runs, "base": _base(profile)}
     about |= {"tables": {name: _digest(text) for name, text in texts.items()}}
     files = {f"{name}.csv": text for name, text in texts.items()} | {"about.json": json.dumps(about, indent=2) + "\n"}
     new = _new(folder)
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    try:  # on a full disk the former record stays
+    new.mkdir(parents=True)
+    try:  # on a full disk the former record stays, or none
         for name, text in files.items():
             checkpoint.write(new / name, text.encode())
         _settle(folder)
@@ -113,6 +112,7 @@ def _new(folder: Path) -> Path:
 def _settle(folder: Path) -> None:
     """Let a new record take the place of the former, or finish what was killed in it: `about.json` is written last."""
     if (_new(folder) / "about.json").exists():
+        folder.mkdir(exist_ok=True)
         for path in sorted(_new(folder).iterdir(), key=lambda path: path.name == "about.json"):
             os.replace(path, folder / path.name)
         _new(folder).rmdir()

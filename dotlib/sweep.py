@@ -61,10 +61,15 @@ def compute(searches: Sequence[Search], on: str = "here", per_gpu: int = 1) -> p
             told = slurm.run(_tasks(tuple(searches), left), folder=searches[0].base.store / "slurm")
         else:
             turns = {f"trial {i}": Work(tuple(searches)) for i in range(left)}
-            told = study.here(turns, sum(search.trials for search in searches), per_gpu, "trial").values()
-    lines = [f"{one.search.name}, trial {i}: {why}" for one in ledgers for i, why in one.unfinished().items()]
-    if lines:
-        raise StudyError("\n".join([*lines, *dict.fromkeys(told)]))
+            failed = study.here(turns, sum(search.trials for search in searches), per_gpu, "trial")
+            told = [line.removeprefix(f"{turn}: ") for turn, line in failed.items()]
+    if unfinished := [(f"{one.search.name}, trial {i}", why) for one in ledgers for i, why in one.unfinished().items()]:
+        lines = [*(f"{which}: {why}" for which, why in unfinished if why), *dict.fromkeys(told)]
+        if not lines:
+            lines = [
+                f"{len(unfinished)} trials are not finished, the first {unfinished[0][0]}; start again to continue"
+            ]
+        raise StudyError("\n".join(lines))
     return budget(ledgers)
 
 
@@ -86,7 +91,7 @@ def advance(search: Search) -> bool:
     if workers.asked_to_end():
         raise workers.Ended(f"{search.name}: no further trial is begun")
     ledger = Ledger(search)
-    with ledger.turn() as turn:
+    with ledger.written(), ledger.turn() as turn:
         if turn is None:
             return False
         try:

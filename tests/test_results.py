@@ -147,6 +147,16 @@ def test_record_that_cannot_be_written_leaves_the_former_or_is_finished(found, f
     assert records.load(folder).epochs["train_loss"].eq(0.5).all() and not records._new(folder).exists()
 
 
+def test_first_record_that_cannot_be_written_leaves_no_folder(found, tmp_path, monkeypatch):
+    """One without about.json would be refused as a damaged record from then on."""
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(checkpoint, "write", lambda *_: 1 / 0)
+        records.save(found, tmp_path / "results" / "first")
+    assert not list(tmp_path.glob("results/*"))
+    records.save(found, tmp_path / "results" / "first")
+    assert set(contents(tmp_path / "results" / "first")) == set(FILES)
+
+
 def test_saving_replaces_what_is_no_larger(found, folder):
     before = contents(folder)
     fewer = dataclasses.replace(found, runs=found.runs[found.runs.seed < 2])

@@ -215,6 +215,20 @@ def test_trial_that_cannot_be_computed_is_one_line_and_tried_again(tmp_path, tra
     assert sorted(states(one)) == ["COMPLETE"] * 8 + ["FAIL"]
 
 
+def test_full_disk_at_the_journal_is_one_line_that_names_it(tmp_path, trained, monkeypatch):
+    """However many trials meet it; with room, the same command goes on."""
+    one = a_search(tmp_path, 4)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(StudyError) as failure:
+        patch.setattr(optuna.Study, "enqueue_trial", full)
+        sweep.compute([one])
+    assert line(failure) == f"[Errno 28] No space left on device: '{one.folder / 'journal.log'}'"
+    assert sweep.compute([one])["trials"].tolist() == [4] and len(trained) == 4
+
+
 def test_trial_that_another_process_trains_is_left_to_it(tmp_path, trained):
     one = a_search(tmp_path)
     held = one.run(one.fixed(3))

@@ -50,7 +50,7 @@ WRITES = {
     "best.pt": Write(ONE, "runs/*/.best.pt.*", 2),
     "progress.json": Write(ONE, "runs/*/.progress.json.*", 2),
     "history.pt": Write(ONE, "runs/*/.history.pt.*"),
-    "journal of a sweep": Write(SWEEP, "runs/sweeps/*/journal.log", 3),
+    "journal of a sweep": Write((*SWEEP[:-1], "1"), "runs/sweeps/*/journal.log", 3),
     "W&B": Write(ONE, "runs/*/wandb/logged.part", 2, goes_on=True, mode="offline"),
     "results, table": Write((*ONE, "--record"), "results/*/.metrics.csv.*", template="done"),
     "results, about.json": Write((*ONE, "--record"), "results/*/.about.json.*", template="done"),
