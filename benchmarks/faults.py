@@ -35,7 +35,7 @@ class Templates:
         path = self.folder / "templates" / name
         if not path.exists():
             getattr(self, f"_{name}")(path)
-            shutil.rmtree(path / "notebooks")
+            shutil.rmtree(path / "notebooks", ignore_errors=True)
         return path
 
     def get(self, name: str) -> Path | None:
