@@ -87,6 +87,9 @@ def execute(path: Path, copy: Path, given: Mapping[str, object]) -> list[str]:
         notebook.metadata.papermill.exception = True
         nbformat.write(notebook, copy)
         return [f"{path}: {error}"]
+    except OSError as error:  # a full disk names no file
+        error.filename = error.filename or str(copy)
+        raise
     return []
 
 

@@ -135,7 +135,7 @@ LINE = "dotlib: a, seed 0: [Errno 28] No space left on device: 'runs/r/last.pt'\
     ],
 )
 def test_message_of_a_full_disk_is_one_line_with_file_and_reason(faults, end, good):
-    assert (faults.disk.message(ended(*end), "runs/left-1/.last.pt.123", False) == []) == good
+    assert (faults.disk.message(ended(*end), "runs/left-1/.last.pt.123") == []) == good
 
 
 def test_progress_is_no_message(faults):

@@ -123,3 +123,12 @@ def test_bad_input_is_refused_before_anything_is_launched(tmp_path, notebooks, p
     with pytest.raises(ValueError, match=message):
         workbook.run("smoke", tmp_path / "build", tmp_path / notebooks, parameters)
     assert not (tmp_path / "build").exists()
+
+
+def test_full_disk_names_the_notebook(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("papermill.execute_notebook", full)
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device: .*copy\.ipynb'$"):
+        workbook.execute(tmp_path / "a.ipynb", tmp_path / "copy.ipynb", {})

@@ -37,7 +37,7 @@ class Write:
     pattern: str
     number: int = 1
     template: str = ""  # what is there before
-    goes_on: bool = False  # the command succeeds, with one line
+    named: str = ""  # the file that the command's line names, where it is another one: the disk is full for that too
     mode: str = "disabled"  # of W&B
 
 
@@ -51,10 +51,10 @@ WRITES = {
     "progress.json": Write(ONE, "runs/*/.progress.json.*", 2),
     "history.pt": Write(ONE, "runs/*/.history.pt.*"),
     "journal of a sweep": Write((*SWEEP[:-1], "1"), "runs/sweeps/*/journal.log", 3),
-    "W&B": Write(ONE, "runs/*/wandb/logged.part", 2, goes_on=True, mode="offline"),
+    "W&B": Write(ONE, "runs/*/wandb/logged.part", 2, named="last.pt", mode="offline"),
     "results, table": Write((*ONE, "--record"), "results/*/.metrics.csv.*", template="done"),
     "results, about.json": Write((*ONE, "--record"), "results/*/.about.json.*", template="done"),
-    "figure": Write(PAGE, "build/*/figures/.*.png.*", template="book"),
+    "figure": Write(PAGE, "build/*/figures/.*.png.*", template="book", named="4.2-baseline.ipynb"),
     "executed notebook": Write(PAGE, "build/*/4.2*.ipynb", 3, template="book"),
     "page": Write(PAGE, "build/*/.4.2*.html.*", template="book"),
 }
@@ -94,7 +94,7 @@ def _full_and_again(project: Project, write: Write, expected: dict[str, str], ro
     full = Told(project.told).words("full")
     if not full:
         return [f"nothing was written that fits {write.pattern}"]
-    problems = message(ended, full[0][0], write.goes_on)
+    problems = message(ended, full[0][0], write.named)
     if orphans := command.orphans():
         problems.append(f"{len(orphans)} processes outlived it")
     for balloon in project.folder.glob("balloon"):
@@ -110,16 +110,20 @@ def _full_and_again(project: Project, write: Write, expected: dict[str, str], ro
     return problems + [f"left behind: {name}" for name in compare.stray(project.folder)[:3]]
 
 
-def message(ended, path: str, goes_on: bool) -> list[str]:
-    """Problems of what a command said whose disk was full: one line, with the file and the reason."""
-    problems = [] if bool(ended.code) != goes_on else [f"ended with {ended.code}"]
-    if ended.traceback or len(ended.lines) != 1:
+def message(ended, path: str, named: str = "") -> list[str]:
+    """Problems of what a command said whose disk was full: one line, with the file and the reason.
+
+    A tracker that ended for the same reason is a warning before it.
+    """
+    problems = [] if ended.code else [f"ended with {ended.code}"]
+    lines = [line for line in ended.lines if not line.startswith("dotlib: W&B tracking ended (OSError")]
+    if ended.traceback or len(lines) != 1:
         return [*problems, f"{len(ended.lines)} lines: {ended.lines[:4]} {ended.err[-200:] if ended.traceback else ''}"]
-    line = ended.lines[0]
-    if not goes_on and not any(reason in line for reason in REASONS):
+    line = lines[0]
+    if not any(reason in line for reason in REASONS):
         problems.append(f"no reason in {line!r}")
     name, folder = Path(path).name.lstrip("."), Path(path).parent.name
     known = folder.removesuffix(".parts") if folder.endswith(".parts") else ".".join(name.split(".")[:-1]) or name
-    if not goes_on and known not in line:
+    if (named or known) not in line:
         problems.append(f"no file in {line!r}; it was {path}")
     return problems
