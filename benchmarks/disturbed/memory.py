@@ -12,7 +12,7 @@ from .requests import STUDY
 from .score import Row
 
 DIED = re.compile(r"^dotlib: a worker died \(memory\?\); \d runs go on with 1 at a time$")
-LIMITED = re.compile(r"memory|allocate|MemoryError|error return without exception set", re.IGNORECASE)
+LIMITED = re.compile(r"memory|allocate|failed to map segment|error return without exception set", re.IGNORECASE)
 
 
 def run(folder: Path, known: Undisturbed) -> list[Row]:
