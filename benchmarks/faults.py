@@ -103,15 +103,10 @@ def faults(number: int, seed: int, folder: Path) -> dict[str, Callable[[], Itera
         f"pairs: {n}": (lambda n=n: [pairs.run(n, max(1, number // 6), seed, place(f"pair {n}"), known)])
         for n in pairs.KINDS
     }
-    found["memory"] = lambda: [*memory.run(place("memory"), known), _cgroup()]
+    found["memory"] = lambda: memory.run(place("memory"), known)
     found["damage"] = lambda: damage.rows(place("damage"), made["done"], made["half"], seed)
     found["network"] = lambda: [network.run(place("network"), known)]
     return found
-
-
-def _cgroup() -> Row:
-    """A kernel's own kill for memory needs a group that this user may limit."""
-    return Row("memory: killed by the kernel", "memory.max of a group", skipped="no control group may be written here")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -32,27 +34,35 @@ def bench_store(profile: Profile) -> list[dict]:
     """Small runs by the engine against the same ones in a bare pool of as many workers; then finished studies.
 
     The runs have two epochs of the profile's phantoms, without readings, by a network of width 4. What the engine adds
-    to a run does not grow with it, but for its result, whose time at full size is a row of its own.
+    to a run does not grow with it, but for its result, whose time at full size is a row of its own. Neither is tracked;
+    what tracking adds is a row of its own too.
     """
     config = configuration.replace(
         arms.arm("stage1-adam", "smoke"),
         {"data": profile.base.data.model_copy(update={"measurements": None}), "training.epochs": 2},
     )
     configs = [configuration.replace(config, {"seed": seed, "training.precision": "fp32"}) for seed in range(RUNS)]
-    bare, ours, again = [], [], []
+    bare, ours, again, tracked = [], [], [], []
     for _ in range(REPEATS):
         with tempfile.TemporaryDirectory() as folder:
-            wanted = {("a", c.seed): Run(config=c, data="0", store=Path(folder, "runs")) for c in configs}
+            wanted, others = (
+                {("a", c.seed): Run(config=c, data="0", store=Path(folder, name)) for c in configs}
+                for name in ("runs", "tracked")
+            )
             bare.append(_seconds(lambda f=folder: _in_a_bare_pool(configs, Path(f, "bare"))))
-            ours.append(_seconds(lambda w=wanted: study.compute(w)))
-            again.append(_seconds(lambda w=wanted: (study.compute(w), [run.result() for run in w.values()])))
+            with patch.dict(os.environ, WANDB_MODE="disabled"):
+                ours.append(_seconds(lambda w=wanted: study.compute(w)))
+                again.append(_seconds(lambda w=wanted: (study.compute(w), [run.result() for run in w.values()])))
+            with patch.dict(os.environ, WANDB_MODE="offline"):
+                tracked.append(_seconds(lambda w=others: study.compute(w)))
     name, n = f"{RUNS} runs, bare pool", REPEATS
     rows = [
         row(name, np.median(bare), "s", n=n),
         row(f"{RUNS} runs, engine", np.median(ours), "s", name, np.median(bare), n),
     ]
-    added = float(np.median(np.subtract(ours, bare))) / RUNS
-    rows.append(row("what the engine adds to a run", added, "s", "2 s", 2.0, n))
+    for what, before, after in (("the engine", bare, ours), ("offline tracking", ours, tracked)):
+        added = float(np.median(np.subtract(after, before))) / RUNS
+        rows.append(row(f"what {what} adds to a run", added, "s", "2 s", 2.0, n))
     rows.append(row(f"{RUNS} finished runs, study again", np.median(again), "s", "1 s", 1.0, n))
     return rows + _full(configs[0])
 

@@ -40,7 +40,7 @@ KINDS = {
     "fit": Kind(("-c", FIT)),
     "study": Kind(("study", "tiny", "--profile", "smoke")),
     "study, a worker": Kind(("study", "tiny", "--profile", "smoke"), "worker", 0.5),
-    "workbook": Kind(PAGE, share=0.25),
+    "workbook": Kind(PAGE),
     "sweep": Kind(SWEEP),
     "sweep, a worker": Kind(SWEEP, "worker", 0.5),
 }

@@ -1,6 +1,10 @@
 """Workers that are killed for their memory, or find none."""
 
+import contextlib
+import os
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import compare
@@ -13,15 +17,71 @@ from .score import Row
 
 DIED = re.compile(r"^dotlib: a worker died \(memory\?\); \d runs go on with 1 at a time$")
 LIMITED = re.compile(r"memory|allocate|failed to map segment|error return without exception set", re.IGNORECASE)
+ROOM = 4 << 30  # bytes for a command and its workers, of which one takes all
+
+
+@dataclass
+class Group:
+    """A control group whose memory is limited; the kernel kills in it what takes most."""
+
+    folder: Path
+
+    def killed(self) -> int:
+        """How many processes the kernel killed."""
+        for name in ("memory.events", "memory.oom_control"):
+            if (path := self.folder / name).exists():
+                return int(re.search(r"^oom_kill (\d+)", path.read_text(), re.MULTILINE)[1])
+        return 0
+
+
+@contextlib.contextmanager
+def limited(room: int) -> Iterator[Group | None]:
+    """A group of so many bytes; None where none may be made."""
+    group = next(filter(None, (_made(parent, room) for parent in _own())), None)
+    try:
+        yield group
+    finally:
+        if group:
+            group.folder.rmdir()
+
+
+def _own() -> Iterator[Path]:
+    """The groups that this process is in: version 1's for memory, version 2's."""
+    mounts = [row.split()[1:4] for row in Path("/proc/self/mounts").read_text().splitlines()]
+    for row in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = row.split(":", 2)
+        for mount, kind, options in mounts:
+            old = kind == "cgroup" and controllers == "memory" and "memory" in options.split(",")
+            if old or (kind == "cgroup2" and not controllers):
+                yield Path(mount) / path.lstrip("/")
+
+
+def _made(parent: Path, room: int) -> Group | None:
+    folder = parent / f"faults-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError:
+        return None
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        try:
+            (folder / name).write_text(str(room))
+            with contextlib.suppress(OSError):
+                (folder / "memory.swap.max").write_text("0")
+            return Group(folder)
+        except OSError:
+            continue
+    folder.rmdir()
+    return None
 
 
 def run(folder: Path, known: Undisturbed) -> list[Row]:
-    """Killed beside another; killed whenever it trains one run, alone too; refused memory by the system."""
+    """Killed beside another; whenever it trains one run, alone too; refused memory; killed by the kernel for it."""
     expected, _, _ = known.of(STUDY)
     return [
         _beside(folder / "beside", expected),
         _alone(folder / "alone", expected),
         _limited(folder / "limited", known),
+        _by_kernel(folder / "kernel", expected),
     ]
 
 
@@ -89,6 +149,26 @@ def _limited(folder: Path, known: Undisturbed) -> Row:
             problems.append(f"ended with {ended.code}: {ended.lines} {ended.err[-300:] * ended.traceback}")
         problems += ["processes outlived it"] if command.orphans() else []
         _end(project, ONE, expected, row, problems, f"{megabytes} MB more, ended with {ended.code}")
+    return row
+
+
+def _by_kernel(folder: Path, expected: dict[str, str]) -> Row:
+    """One worker takes all that there is, once: the kernel kills it, the study goes on by itself, to its end."""
+    row = Row("memory: killed by the kernel", f"a limit of {ROOM >> 30} GiB on the command's control group")
+    with limited(ROOM) as group:
+        if group is None:
+            row.skipped = "no control group may be made"
+            return row
+        project = fresh(folder)
+        (token := project.folder / "token").touch()
+        command = project.start(*STUDY, DISTURBED_GROUP=str(group.folder), DISTURBED_GREEDY=str(token))
+        ended, problems = command.end(), []
+        if ended.code or len(ended.lines) != 1 or not DIED.match(ended.lines[0]):
+            problems.append(f"ended with {ended.code}: {ended.lines}")
+        if (killed := group.killed()) != 1:
+            problems.append(f"the kernel killed {killed} processes, 1 expected")
+        problems += ["processes outlived it"] if command.orphans() else []
+    _end(project, STUDY, expected, row, problems)
     return row
 
 

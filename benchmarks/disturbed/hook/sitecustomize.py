@@ -3,8 +3,9 @@
 Python imports this at its start, from the PYTHONPATH that `project.Project` sets. Told are, a line each, in the file
 $DISTURBED_TOLD: epochs that are begun and kept, results, shards that are begun and kept, files that are opened to be
 written, renamed and removed. $DISTURBED_FULL, "PATTERN N", makes the disk full as the N-th file is opened to be written
-whose path fits the pattern, $DISTURBED_MEMORY is what a
-process that trains may take more, in MB.
+whose path fits the pattern. $DISTURBED_MEMORY is what a process that trains may take more, in MB; of those that train,
+the one that removes the file $DISTURBED_GREEDY takes all that it can. $DISTURBED_GROUP is the folder of a control group
+that each process enters.
 """
 
 import contextlib
@@ -87,6 +88,14 @@ def of_arms(arms) -> None:
 _run = ["?"]
 
 
+def take_all(token: str) -> None:
+    with contextlib.suppress(OSError):
+        os.remove(token)
+        held = []
+        while True:
+            held.append(b"\1" * (1 << 24))
+
+
 def of_trainer(trainer) -> None:
     fit, order = trainer.fit, trainer.order
 
@@ -96,6 +105,7 @@ def of_trainer(trainer) -> None:
             with open("/proc/self/statm") as file:
                 limit = int(file.read().split()[0]) * resource.getpagesize() + int(megabytes * 2**20)
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        take_all(os.environ.get("DISTURBED_GREEDY", ""))
         told = {"report": lambda row: time.sleep(PAUSE), "save_every": 0.0} if config.training.epochs == EPOCHS else {}
         return fit(config, folder, *arguments, **(options | told))
 
@@ -158,6 +168,9 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 if TOLD:
+    if group := os.environ.get("DISTURBED_GROUP"):
+        with open(os.path.join(group, "cgroup.procs"), "w") as processes:
+            processes.write("0")
     sys.meta_path.insert(0, _Finder())
     sys.addaudithook(_Files())
     tell("start")
