@@ -91,6 +91,7 @@ def test_store_compares_the_engine_with_a_bare_pool(monkeypatch):
     assert engine["ratio"] == pytest.approx(engine["value"] / bare["value"])
     added = rows["what the engine adds to a run"]
     assert added["value"] == pytest.approx((engine["value"] - bare["value"]) / 2)
+    assert rows["what offline tracking adds to a run"]["baseline"] == "2 s"
     assert rows["2 finished runs, study again"]["baseline"] == "1 s"
     (saved,) = (name for name in rows if name.startswith("result of a full run"))
     assert float(saved.split(", ")[1].split()[0]) > 1  # MB
