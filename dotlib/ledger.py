@@ -134,7 +134,8 @@ class Ledger:
                     point = self._point(index, begun)
                     run = self.search.run(point) if point else None
                     busy = "another process is training it" if run and run.busy() else ""
-                    found[index] = (run and run.failure()) or busy
+                    told = begun[index][-1].user_attrs.get("error", "") if begun.get(index) else ""
+                    found[index] = (run and run.failure()) or busy or told  # on a full disk, only the journal has it
             return found
 
     def table(self) -> list[dict]:

@@ -229,6 +229,20 @@ def test_full_disk_at_the_journal_is_one_line_that_names_it(tmp_path, trained, m
     assert sweep.compute([one])["trials"].tolist() == [4] and len(trained) == 4
 
 
+def test_full_disk_that_takes_the_reason_of_a_failure_along_is_told_by_the_journal(tmp_path, trained, monkeypatch):
+    one = a_search(tmp_path, 1)
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device", "last.pt")
+
+    with monkeypatch.context() as patch, pytest.raises(StudyError) as failure:
+        patch.setattr(trainer, "fit", full)
+        patch.setattr(Run, "keep_failure", full)
+        sweep.compute([one])
+    assert line(failure) == f"{one.name}, trial 0: [Errno 28] No space left on device: 'last.pt'"
+    assert len(sweep.compute([one])) == 1
+
+
 def test_trial_that_another_process_trains_is_left_to_it(tmp_path, trained):
     one = a_search(tmp_path)
     held = one.run(one.fixed(3))

@@ -37,7 +37,7 @@ class Write:
     pattern: str
     number: int = 1
     template: str = ""  # what is there before
-    named: str = ""  # the file that the command's line names, where it is another one: the disk is full for that too
+    named: tuple[str, ...] = ()  # what the command's line may name, if not that file: the disk is full for others too
     mode: str = "disabled"  # of W&B
 
 
@@ -50,11 +50,11 @@ WRITES = {
     "best.pt": Write(ONE, "runs/*/.best.pt.*", 2),
     "progress.json": Write(ONE, "runs/*/.progress.json.*", 2),
     "history.pt": Write(ONE, "runs/*/.history.pt.*"),
-    "journal of a sweep": Write((*SWEEP[:-1], "1"), "runs/sweeps/*/journal.log", 3),
-    "W&B": Write(ONE, "runs/*/wandb/logged.part", 2, named="last.pt", mode="offline"),
+    "journal of a sweep": Write((*SWEEP[:-1], "1"), "runs/sweeps/*/journal.log", 3, named=("journal.log", "last.pt")),
+    "W&B": Write(ONE, "runs/*/wandb/logged.part", 2, named=("last.pt",), mode="offline"),
     "results, table": Write((*ONE, "--record"), "results/*/.metrics.csv.*", template="done"),
     "results, about.json": Write((*ONE, "--record"), "results/*/.about.json.*", template="done"),
-    "figure": Write(PAGE, "build/*/figures/.*.png.*", template="book", named="4.2-baseline.ipynb"),
+    "figure": Write(PAGE, "build/*/figures/.*.png.*", template="book", named=("4.2-baseline.ipynb",)),
     "executed notebook": Write(PAGE, "build/*/4.2*.ipynb", 3, template="book"),
     "page": Write(PAGE, "build/*/.4.2*.html.*", template="book"),
 }
@@ -110,7 +110,7 @@ def _full_and_again(project: Project, write: Write, expected: dict[str, str], ro
     return problems + [f"left behind: {name}" for name in compare.stray(project.folder)[:3]]
 
 
-def message(ended, path: str, named: str = "") -> list[str]:
+def message(ended, path: str, named: tuple[str, ...] = ()) -> list[str]:
     """Problems of what a command said whose disk was full: one line, with the file and the reason.
 
     A tracker that ended for the same reason is a warning before it.
@@ -124,6 +124,6 @@ def message(ended, path: str, named: str = "") -> list[str]:
         problems.append(f"no reason in {line!r}")
     name, folder = Path(path).name.lstrip("."), Path(path).parent.name
     known = folder.removesuffix(".parts") if folder.endswith(".parts") else ".".join(name.split(".")[:-1]) or name
-    if (named or known) not in line:
+    if not any(one in line for one in named or (known,)):
         problems.append(f"no file in {line!r}; it was {path}")
     return problems

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import compare
 from .compare import Work
-from .kills import SIMULATE, Moment, Undisturbed, fresh, moments
+from .kills import SIMULATE, SWEEP, Moment, Undisturbed, fresh, moments
 from .project import Command, Project, Told
 from .score import Row
 
@@ -22,6 +22,7 @@ KINDS = {
     "study, twice": (STUDY, "group", 2),
     "simulate": (SIMULATE, "driver", 1),
     "simulate, group": (SIMULATE, "group", 1),
+    "sweep, group": (SWEEP, "group", 1),
 }
 
 
