@@ -250,6 +250,7 @@ class Ledger:
     def _result(self, run: Run) -> History | None:
         if run.path not in self._kept and (found := run.kept()) is not None:
             self._kept[run.path] = found
+            run.describe()
         return self._kept.get(run.path)
 
     @contextlib.contextmanager

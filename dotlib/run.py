@@ -62,6 +62,11 @@ class Run(pydantic.BaseModel):
             checkpoint.write(about, content)
         return self.path
 
+    def describe(self) -> None:
+        """Say anew what a finished run's folder is of, where that is damaged; a store that may only be read stays."""
+        with contextlib.suppress(OSError):
+            self.folder()
+
     def kept(self) -> History | None:
         """The result; None where there is none, or a damaged one."""
         try:

@@ -121,7 +121,12 @@ def compute(wanted: Mapping[Key, Run], on: str = "here", per_gpu: int = 1) -> No
     kept. A lock keeps a second driver out of a run that is being trained.
     """
     # by folder: arms that come to the same configuration are one run
-    folders = {run.path: key for key, run in wanted.items() if not run.done()}
+    folders = {}
+    for key, run in wanted.items():
+        if run.done():
+            run.describe()
+        else:
+            folders[run.path] = key
     missing = {key: wanted[key] for key in folders.values()}
     if not missing:
         return

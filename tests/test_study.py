@@ -565,6 +565,17 @@ def test_damaged_configuration_is_written_again_as_a_run_is_computed(tmp_path):
     assert path.read_bytes() == whole
 
 
+def test_damaged_configuration_of_a_finished_run_is_written_again_by_its_study(tmp_path, request):
+    run = a_run(tmp_path)
+    run.result()
+    path = run.path / "config.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    request.getfixturevalue("nothing_computes")
+    study.compute({("a", 0): run})
+    assert path.read_bytes() == whole
+
+
 def test_run_that_finds_no_memory_is_one_line(tmp_path, inline, monkeypatch):
     def refuse(*arguments, **options):
         raise MemoryError("Unable to allocate 8.00 GiB for an array")

@@ -113,9 +113,13 @@ def test_finished_sweep_computes_nothing_and_writes_nothing(tmp_path, trained, r
     one = a_search(tmp_path)
     sweep.compute([one])
     before = (one.folder / "journal.log").read_bytes()
+    about = one.run(one.fixed(0)).path / "config.json"
+    whole = about.read_bytes()
+    about.write_bytes(whole[:100])
     request.getfixturevalue("nothing_computes")
     sweep.compute([one])
     assert (one.folder / "journal.log").read_bytes() == before
+    assert about.read_bytes() == whole  # but for what was damaged
 
 
 @pytest.mark.parametrize("sampler", search.SAMPLERS)

@@ -163,14 +163,14 @@ def of_runs(folder: Path, template: Path, rng: random.Random, **sizes) -> Row:
     return row
 
 
-# file, what it should lead to: the line, and whether the run starts anew
+# by file: the line that it should lead to
 REDONE = {
-    "history.pt": ("", False),
-    "last.pt, cut off": ("set aside as last.damaged, and the run starts anew", True),
-    "best.pt, cut off": ("", False),
-    "config.json": ("", False),
+    "history.pt": "",
+    "last.pt, cut off": "set aside as last.damaged, and the run starts anew",
+    "best.pt, cut off": "",
+    "config.json": "",
 }
-HALF = {"last.pt": ("set aside as last.damaged, and the run starts anew", True), "best.pt": ("", False)}
+HALF = {"last.pt": "set aside as last.damaged, and the run starts anew", "best.pt": ""}
 
 
 def redone(folder: Path, done: Path, half: Path, rng: random.Random) -> Row:
@@ -178,7 +178,7 @@ def redone(folder: Path, done: Path, half: Path, rng: random.Random) -> Row:
     row = Row("damage: redone", "then the same command")
     expected = compare.left(done)
     cases = [(done, "finished", *case) for case in REDONE.items()] + [(half, "begun", *case) for case in HALF.items()]
-    for i, (template, what, name, (line, _)) in enumerate(cases):
+    for i, (template, what, name, line) in enumerate(cases):
         shutil.copytree(template, folder / str(i))
         project = Project(folder / str(i))
         (place,) = (folder / str(i) / "runs").glob("*-*")
