@@ -42,7 +42,8 @@ def limited(room: int) -> Iterator[Group | None]:
         yield group
     finally:
         if group:
-            group.folder.rmdir()
+            with contextlib.suppress(OSError):  # somebody is still in it
+                group.folder.rmdir()
 
 
 def _own() -> Iterator[Path]:
