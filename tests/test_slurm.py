@@ -191,7 +191,7 @@ def test_signal_between_submission_and_its_note_waits(queue, tasks, tmp_path, mo
         write(*arguments)
 
     monkeypatch.setattr(slurm.checkpoint, "write", interrupted)
-    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
     try:
         with pytest.raises(KeyboardInterrupt):
             watching(tasks, tmp_path)
