@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from disturbed import damage, disk, kills, memory, network, pairs, places, requests, score
-from disturbed.project import Project
+from disturbed.project import ROOT, Project
 from disturbed.score import Row
 
 from dotlib import provenance
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
                 rows.append(row)
                 print(score.table([row]).split("\n", 1)[1], flush=True)
                 if arguments.json:
-                    made = {"kills": arguments.kills, "seed": arguments.seed} | provenance.commit()
+                    made = {"kills": arguments.kills, "seed": arguments.seed} | provenance.commit(ROOT)
                     with arguments.json.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(row.record() | made, ensure_ascii=False) + "\n")
     print(f"\n{score.table(rows)}")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from dotlib import __main__ as command
-from dotlib import bench, bench_forward, bench_lift, bench_rows, bench_sharing, bench_store, config
+from dotlib import bench, bench_forward, bench_lift, bench_rows, bench_sharing, bench_store, config, study
 from dotlib.data import phantoms
 from dotlib.physics import geometry, homogeneous, jacobian, lift
 from dotlib.sections import step_profile
@@ -86,7 +87,15 @@ def test_store_compares_the_engine_with_a_bare_pool(monkeypatch):
     """And results of full size are read whole."""
     for name, value in {"RUNS": 2, "REPEATS": 1, "STUDY": 3}.items():
         monkeypatch.setattr(bench_store, name, value)
+    modes, compute = {}, study.compute
+
+    def noted(runs, *arguments):
+        modes.update({run.store.name: os.environ.get("WANDB_MODE") for run in runs.values()})
+        compute(runs, *arguments)
+
+    monkeypatch.setattr(study, "compute", noted)
     rows = {row["name"]: row for row in bench_store.bench_store(config.profile("smoke"))}
+    assert (modes["runs"], modes["tracked"]) == ("disabled", "offline")
     bare, engine = (rows[f"2 runs, {name}"] for name in ("bare pool", "engine"))
     assert engine["ratio"] == pytest.approx(engine["value"] / bare["value"])
     added = rows["what the engine adds to a run"]

@@ -138,6 +138,11 @@ def test_message_of_a_full_disk_is_one_line_with_file_and_reason(faults, end, go
     assert (faults.disk.message(ended(*end), "runs/left-1/.last.pt.123") == []) == good
 
 
+@pytest.mark.parametrize(("named", "good"), [((), False), (("no.log",), False), (("no.log", "last.pt"), True)])
+def test_message_of_a_full_disk_names_one_of_the_files_that_were_to_be_written(faults, named, good):
+    assert (faults.disk.message(ended(1, LINE), "runs/sweeps/a/journal.log", named) == []) == good
+
+
 def test_progress_is_no_message(faults):
     bar = "runs:   0%|   | 0/4 [00:00<?, ?run/s]\rruns: 100%|██| 4/4 [00:01<00:00,  2.00run/s]\n"
     assert ended(err=f"{bar}\nx.h5: 24 of 24 phantoms to simulate, about 00:03 on 2 core(s)\n").lines == []

@@ -113,13 +113,20 @@ def test_finished_sweep_computes_nothing_and_writes_nothing(tmp_path, trained, r
     one = a_search(tmp_path)
     sweep.compute([one])
     before = (one.folder / "journal.log").read_bytes()
-    about = one.run(one.fixed(0)).path / "config.json"
-    whole = about.read_bytes()
-    about.write_bytes(whole[:100])
     request.getfixturevalue("nothing_computes")
     sweep.compute([one])
     assert (one.folder / "journal.log").read_bytes() == before
-    assert about.read_bytes() == whole  # but for what was damaged
+
+
+def test_damaged_configuration_of_a_finished_trial_is_written_again(tmp_path, trained, request):
+    one = a_search(tmp_path, 1)
+    sweep.compute([one])
+    path = one.run(one.fixed(0)).path / "config.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    request.getfixturevalue("nothing_computes")
+    sweep.compute([one])
+    assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("sampler", search.SAMPLERS)
@@ -244,7 +251,7 @@ def test_full_disk_that_takes_the_reason_of_a_failure_along_is_told_by_the_journ
         patch.setattr(Run, "keep_failure", full)
         sweep.compute([one])
     assert line(failure) == f"{one.name}, trial 0: [Errno 28] No space left on device: 'last.pt'"
-    assert len(sweep.compute([one])) == 1
+    assert sweep.compute([one])["trials"].tolist() == [1]
 
 
 def test_trial_that_another_process_trains_is_left_to_it(tmp_path, trained):

@@ -35,7 +35,7 @@ class Group:
 
 
 @contextlib.contextmanager
-def limited(room: int) -> Iterator[Group | None]:
+def group_of(room: int) -> Iterator[Group | None]:
     """A group of so many bytes; None where none may be made."""
     group = next(filter(None, (_made(parent, room) for parent in _own())), None)
     try:
@@ -156,7 +156,7 @@ def _limited(folder: Path, known: Undisturbed) -> Row:
 def _by_kernel(folder: Path, expected: dict[str, str]) -> Row:
     """One worker takes all that there is, once: the kernel kills it, the study goes on by itself, to its end."""
     row = Row("memory: killed by the kernel", f"a limit of {ROOM >> 30} GiB on the command's control group")
-    with limited(ROOM) as group:
+    with group_of(ROOM) as group:
         if group is None:
             row.skipped = "no control group may be made"
             return row

@@ -89,11 +89,14 @@ _run = ["?"]
 
 
 def take_all(token: str) -> None:
-    with contextlib.suppress(OSError):
+    """All memory that there is, by the one process that removes this file."""
+    try:
         os.remove(token)
-        held = []
-        while True:
-            held.append(b"\1" * (1 << 24))
+    except FileNotFoundError:
+        return
+    held = []
+    while True:
+        held.append(b"\1" * (1 << 24))
 
 
 def of_trainer(trainer) -> None:
@@ -105,7 +108,8 @@ def of_trainer(trainer) -> None:
             with open("/proc/self/statm") as file:
                 limit = int(file.read().split()[0]) * resource.getpagesize() + int(megabytes * 2**20)
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        take_all(os.environ.get("DISTURBED_GREEDY", ""))
+        if token := os.environ.get("DISTURBED_GREEDY"):
+            take_all(token)
         told = {"report": lambda row: time.sleep(PAUSE), "save_every": 0.0} if config.training.epochs == EPOCHS else {}
         return fit(config, folder, *arguments, **(options | told))
 
