@@ -1,56 +1,16 @@
 """A chapter's page of recorded results: what is there is written under its own profile, what is not is one line."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from .report import Book, cell
+from .report import Book
+from .shown import Line
+from .shown import readable as readable  # for notebooks
 
 LACKING = "not among what was judged"
-
-
-class Line(str):
-    """A line of Markdown, rendered where a notebook names it."""
-
-    def _repr_markdown_(self) -> str:
-        return str(self)
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A figure or table as a notebook shows it, over `words` in Markdown; its other attributes are the artefact's."""
-
-    artefact: Any
-    words: Line
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.artefact, name)
-
-    def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        display(self.artefact, self.words)
-
-
-def italic(text: str) -> str:
-    """Plain text as italic Markdown: special characters escaped, the exponents of `mm^-1` and `32^3` raised."""
-    escaped = re.sub(r"([\\`*_\[\]<>#|~$])", r"\\\1", text.strip())
-    return "*" + re.sub(r"\^(-?\d+)", r"<sup>\1</sup>", escaped) + "*"
-
-
-def readable(table: pd.DataFrame, scope: str = ""):
-    """Any table as a page shows it: three digits, dashes for what is missing, texts whole; above it `scope`, if given,
-    and that it has no rows.
-
-    For a notebook to show, with or without a Page; what `Book.save` takes is the table itself.
-    """
-    styler, words = table.style.format(cell).hide(axis="index"), scope if len(table) else f"{scope} No rows.".strip()
-    return styler.set_caption(words) if words else styler
 
 
 def found(evidence: Mapping[str, Any]) -> pd.DataFrame:
@@ -106,9 +66,7 @@ class Page:
         if isinstance(made, pd.DataFrame) and made.columns.empty:
             return replace(self, missing=LACKING)._without(name)
         book, inputs = replace(self.book, profile=self.record.profile), self.record.provenance
-        book.save(made, name, caption, task=self.task, n=self.n(), inputs=inputs, cites=cites)
-        words = Line(f"{italic(caption)} {self.scope()}")
-        return Shown(readable(made, self.scope()) if isinstance(made, pd.DataFrame) else made, words)
+        return book.show(made, name, caption, task=self.task, n=self.n(), inputs=inputs, cites=cites)
 
     def _without(self, name: str) -> Line:
         self.book.remove(name)
@@ -122,7 +80,7 @@ class Page:
 
     def scope(self) -> str:
         """What the numbers are of: task, the record's profile, n."""
-        return f"Task: {self.task}; profile: {self.record.profile}; n = {self.n()}."
+        return replace(self.book, profile=self.record.profile).scope(self.task, self.n())
 
     def n(self) -> str:
         """What the numbers rest on: phantoms, seeds an arm."""

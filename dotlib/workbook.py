@@ -11,7 +11,8 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
 from . import checkpoint
-from .report import cell, sidecars
+from .latex import cell
+from .report import sidecars
 
 # the page of a notebook without the scripts that it would fetch: formulas are MathML; on a narrow screen its output
 # would be table rows, which cut what is too wide, and as a block it scrolls

@@ -42,13 +42,13 @@ def test_what_is_not_computed_takes_the_former_artefact_away(tmp_path, page, fig
     line = chapter.Page(page.book, None).show(lambda r: TABLE, "ends", "C.")
     assert isinstance(line, chapter.Line) and "not computed" in line
     assert names(tmp_path) == ["4.3-ends-seeds.csv", "4.3-ends-seeds.json", "4.3-ends-seeds.tex", "all.tex",
-                               "references.bib"]  # fmt: skip
+                               "index.md", "references.bib"]  # fmt: skip
     assert [line for line in (tmp_path / "all.tex").read_text().splitlines() if "input" in line] == [
         r"\input{4.3-ends-seeds.tex}\clearpage"
     ]
     assert "wang2004" not in (tmp_path / "references.bib").read_text()
     chapter.Page(page.book, None).show(lambda r: TABLE, "ends-seeds", "C.")
-    assert names(tmp_path) == ["all.tex", "references.bib"]
+    assert names(tmp_path) == ["all.tex", "index.md", "references.bib"]
 
 
 def test_removal_of_nothing_writes_nothing(tmp_path):
@@ -65,11 +65,12 @@ def test_removal_leaves_the_same_name_of_another_chapter(tmp_path, page):
 
 
 def test_caption_is_shown_below_with_its_scope(page, figure, monkeypatch):
-    shown = []
-    monkeypatch.setattr("IPython.display.display", lambda *objects: shown.extend(objects))
+    shown, alt = [], []
+    monkeypatch.setattr("IPython.display.display", lambda one, metadata=None: (shown.append(one), alt.append(metadata)))
     page.show(lambda r: figure, "drawn", "In mm^-1 of adamw-*.")._ipython_display_()
     page.show(lambda r: TABLE, "listed", "P_1 [a] <b>.")._ipython_display_()
     assert shown[0] is figure and shown[2].data is TABLE
+    assert alt[0] == {"image/png": {"alt": "In mm^-1 of adamw-*."}}
     scope = "Task: autoencode; profile: quick; n = 3 phantoms, 2 seeds."
     assert shown[1]._repr_markdown_() == rf"*In mm<sup>-1</sup> of adamw-\*.* {scope}"
     assert shown[3]._repr_markdown_() == rf"*P\_1 \[a\] \<b\>.* {scope}"

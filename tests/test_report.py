@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dotlib import plots, report
+from dotlib import latex, plots, report
 
 SCOPE = {"task": "autoencode", "n": 64, "inputs": {"data": "5f3a"}}
 
@@ -48,7 +48,7 @@ def test_unchanged_inputs_give_the_same_bytes(tmp_path, table, monkeypatch):
         book.save(plots.slices(volume, {"legacy": volume / 2}), "slices", "S.", cites=("wang2004",), **SCOPE)
         book.save(table, "arms", "Arms.", **SCOPE)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    assert len(contents(tmp_path / "a")) == 9  # 4 of the figure, 3 of the table, bibliography, all.tex
+    assert len(contents(tmp_path / "a")) == 10  # 4 of the figure, 3 of the table, bibliography, all.tex, index.md
 
 
 def test_commit_changes_the_sidecar_alone(tmp_path, table, monkeypatch):
@@ -118,7 +118,7 @@ def test_table_of_two_headers_and_an_index_keeps_its_values(tmp_path):
     ],
 )  # fmt: skip
 def test_cell_has_three_significant_digits(value, text):
-    assert report.cell(value) == text
+    assert latex.cell(value) == text
 
 
 def test_sidecar_says_what_the_figure_rests_on(tmp_path, figure):
@@ -129,7 +129,7 @@ def test_sidecar_says_what_the_figure_rests_on(tmp_path, figure):
     assert record == {
         "name": "4.2-loss", "chapter": "4.2", "kind": "figure", "caption": "Loss.", "task": "autoencode", "n": 64,
         "profile": "quick", "scope": "Task: autoencode; profile: quick; n = 64.", "cites": ["wang2004"],
-        "inputs": {"data": "5f3a"}, "files": ["4.2-loss.pdf", "4.2-loss.png", "4.2-loss.tex"],
+        "marked": True, "inputs": {"data": "5f3a"}, "files": ["4.2-loss.pdf", "4.2-loss.png", "4.2-loss.tex"],
     }  # fmt: skip
     assert set(provenance) == {"commit", "dirty", "python", *report.PACKAGES}
     assert provenance["numpy"] == np.__version__

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from dotlib import report
+from dotlib import latex, report
 from dotlib.sections import hypotheses
 
 SCOPE = {"task": "autoencode", "n": 64, "inputs": {}}
@@ -58,7 +58,7 @@ def wide(text, size):
 
 def spelt(table):
     """The table with its index as columns, cells as they are written."""
-    return (table if isinstance(table.index, pd.RangeIndex) else table.reset_index()).map(report.cell)
+    return (table if isinstance(table.index, pd.RangeIndex) else table.reset_index()).map(latex.cell)
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex on this machine")
@@ -74,9 +74,9 @@ def test_no_table_is_wider_or_higher_than_the_page(tmp_path):
 @pytest.mark.parametrize("name", TABLES)
 def test_columns_hold_their_words_and_no_more_than_the_page(name):
     table = spelt(TABLES[name])
-    setting, kinds, _ = report.layout(TABLES[name].reset_index() if name == "heads" else TABLES[name], name)
+    setting, kinds, _ = latex.layout(TABLES[name].reset_index() if name == "heads" else TABLES[name], name)
     assert setting.size * setting.scale >= 5
-    total, columns = report.GAP * (table.shape[1] - 1), KINDS.findall(kinds)
+    total, columns = latex.GAP * (table.shape[1] - 1), KINDS.findall(kinds)
     assert len(columns) == table.shape[1] and kinds == "@{}" + "".join(m[0] for m in KINDS.finditer(kinds)) + "@{}"
     for i, (width, _) in enumerate(columns):
         cells = [str(value) for value in table.iloc[:, i]]
@@ -97,7 +97,7 @@ def test_narrow_table_stays_in_the_text_with_whole_lines(tmp_path):
 @pytest.mark.parametrize("name", ["plan", "ends", "verdicts", "arms", "notes"])
 def test_long_texts_are_broken_and_numbers_are_not(name):
     table = TABLES[name]
-    _, kinds, _ = report.layout(table, name)
+    _, kinds, _ = latex.layout(table, name)
     for column, (width, kind) in zip(table, KINDS.findall(kinds), strict=True):
         if pd.api.types.is_numeric_dtype(table[column]):
             assert kind == "r"
@@ -107,9 +107,9 @@ def test_long_texts_are_broken_and_numbers_are_not(name):
 
 @pytest.mark.parametrize("name", ["plan", "ends", "verdicts", "arms"])
 def test_heads_lose_nothing_over_lines(name):
-    _, _, heads = report.layout(TABLES[name], name)
+    _, _, heads = latex.layout(TABLES[name], name)
     lines = [re.sub(r"^\\begin{tabular}\[b\]{@{}.@{}}|\\end{tabular}$", "", head) for head in heads.values()]
-    assert [line.replace(r"\\", " ") for line in lines] == [report.latex(column) for column in TABLES[name]]
+    assert [line.replace(r"\\", " ") for line in lines] == [latex.latex(column) for column in TABLES[name]]
     assert any(r"\\" in line for line in lines)
 
 
