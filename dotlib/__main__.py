@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from . import commands as do
+from . import commands_runs as runs
 from .arms import CANDIDATES, SOBOL, STUDIES
 from .config import PROFILES
 from .workers import Terminated, end_when_terminated
@@ -68,14 +69,14 @@ def _parser() -> argparse.ArgumentParser:
                          help="compute on this machine, by jobs on a cluster, or take what is there")  # fmt: skip
     command.add_argument("--per-gpu", type=int, default=1, help="runs that share a GPU of this machine; 1 by default")
     command.add_argument("--record", action="store_true", help="write its tables to results/")
-    command = add("runs", do.runs_ls, "List, show, remove, record or take over finished runs.", "ls", False)
+    command = add("runs", runs.ls, "List, show, remove, record or take over finished runs.", "ls", False)
     verbs = command.add_subparsers(metavar="ls | show | rm | export | merge", required=True)
     for name, run, text in (
-        ("ls", do.runs_ls, "List the runs of the store, and what they take of the disk."),
-        ("show", do.runs_show, "Show a run: configuration, where it stands, what it ended with."),
-        ("rm", do.runs_rm, "Remove runs from the disk."),
-        ("export", do.runs_export, "Write the tables of studies to results/, from the runs that are finished."),
-        ("merge", do.runs_merge, "Take over the finished runs of other stores: results and weights alone."),
+        ("ls", runs.ls, "List the runs of the store, and what they take of the disk."),
+        ("show", runs.show, "Show a run: configuration, where it stands, what it ended with."),
+        ("rm", runs.rm, "Remove runs from the disk."),
+        ("export", runs.export, "Write the tables of studies to results/, from the runs that are finished."),
+        ("merge", runs.merge, "Take over the finished runs of other stores: results and weights alone."),
     ):
         verb = verbs.add_parser(name, help=text, description=text)
         verb.set_defaults(run=run)
@@ -128,6 +129,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                          help="a notebook's parameter, as papermill takes it")  # fmt: skip
     command.add_argument("--notebook", type=Path, help="only this notebook")
+    add("figures", do.figures, "Render figures/ from results/ by the notebooks that can.", "", False)
+    command = add("thesis", do.thesis, "Compile a document of all figures and tables.", "--draft quick", False)
+    command.add_argument("--draft", metavar="PROFILE", nargs="?", const="quick",
+                         help="accept marked figures; what figures/ lacks is that profile's")  # fmt: skip
     command = add("bench", do.bench, "Time a part against a baseline of the same call.", "training --profile quick")
     command.add_argument("part", help="phantoms, training, forward, lift, overhead, store or sharing")
     command.add_argument("--json", action="store_true", help="one JSON object a line")

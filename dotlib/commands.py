@@ -112,61 +112,6 @@ def status(arguments: argparse.Namespace) -> None:
     print(study.status(wanted).to_string(index=False, float_format="%.1f", na_rep="-"))
 
 
-def runs_ls(arguments: argparse.Namespace) -> None:
-    from . import run_store
-
-    store = arguments.store or root() / "runs"
-    found = run_store.table(store, arguments.verify)
-    print(found.to_string(index=False, float_format="%.4g", na_rep="-") if len(found) else f"{store}: no runs")
-    print(f"{len(found)} runs; {store}: {run_store.size(store) / 1e6:.1f} MB on the disk")
-
-
-def runs_show(arguments: argparse.Namespace) -> None:
-    from . import run_store
-
-    for folder in run_store.named(arguments.store or root() / "runs", arguments.names):
-        print(run_store.show(folder), end="")
-
-
-def runs_rm(arguments: argparse.Namespace) -> None:
-    from . import run_store
-
-    folders = run_store.named(arguments.store or root() / "runs", arguments.names)
-    names = ", ".join(folder.name for folder in folders)
-    print(f"removed: {names}; {run_store.remove(folders) / 1e6:.1f} MB")
-
-
-def runs_export(arguments: argparse.Namespace) -> int:
-    profile(arguments.profile)
-    for name in arguments.names:
-        named("study", STUDIES, name)
-    from . import records, results
-    from . import study as studies
-
-    failed = False
-    for name in arguments.names or STUDIES:
-        try:
-            wanted = studies.members(name, arguments.profile, 0, arguments.store or root() / "runs")
-            finished = {key: found for key, run in wanted.items() if (found := run.kept()) is not None}
-            if finished:
-                folder = root() / "results" / name
-                earlier = results.elsewhere(folder, arguments.profile, wanted)
-                print(results.recorded(folder, arguments.profile, wanted, finished, earlier))
-            elif arguments.names:
-                print(f"{name}: no finished run of the {arguments.profile} profile", file=sys.stderr)
-        except (ConfigError, records.ResultsError, studies.StudyError) as error:  # the others are written
-            print(f"{name}: {error}", file=sys.stderr)
-            failed |= bool(arguments.names) or not isinstance(error, ConfigError)  # else one that cannot be begun yet
-    return EXIT_FAILED if failed else 0
-
-
-def runs_merge(arguments: argparse.Namespace) -> None:
-    from . import run_store
-
-    for name in arguments.names:
-        print(f"{name}: {run_store.merge(Path(name), arguments.store or root() / 'runs')} runs taken over")
-
-
 def sweep(arguments: argparse.Namespace) -> int:
     _require_place(arguments)
     profile(arguments.profile)
@@ -287,6 +232,22 @@ def workbook(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--parameter: {' '.join(str(error).split())}") from None
     page = workbook.run(arguments.profile, home / "build", arguments.notebook or home / "notebooks", given)
     print(f"open {page}")
+
+
+def figures(_: argparse.Namespace) -> None:
+    from . import workbook
+
+    home = root()
+    page = workbook.render(home / "build", home / "notebooks", home / "figures")
+    print(f"written: {home / 'figures'}; open {page}")
+
+
+def thesis(arguments: argparse.Namespace) -> None:
+    from . import thesis
+
+    home = root()
+    folders = [home / "figures"] + [home / "build" / arguments.draft / "figures"] * bool(arguments.draft)
+    print(f"written: {thesis.compile(folders, home / 'notebooks', home / 'build' / 'thesis', bool(arguments.draft))}")
 
 
 def bench(arguments: argparse.Namespace) -> None:

@@ -245,10 +245,21 @@ class Parameters(Frozen):
 
     profile: ProfileName
     seeds: int = Field(ge=0)
+    recorded: bool = False
 
     @property
     def size(self) -> Profile:
         return PROFILES[self.profile]
+
+    @property
+    def store(self) -> Path | None:
+        """Where runs are; None where only what is recorded counts."""
+        return None if self.recorded else root() / "runs"
+
+    @property
+    def figures(self) -> Path:
+        """Where figures and tables go."""
+        return root() / "build" / ("recorded" if self.recorded else self.profile) / "figures"
 
     @property
     def n_seeds(self) -> int:

@@ -252,9 +252,15 @@ def judged(finished: Mapping[Key, study.Run], profile: str, store: Path, earlier
     return Judged(table(finished, base, store, earlier), runs, profile, "runs/")
 
 
-def evidence(profile: str, store: Path, folder: Path) -> Judged | None:
-    """The judged runs: from the run store where the studies are complete; else computed, full on a GPU; else from
-    `folder`; else None."""
+def evidence(profile: str, store: Path | None, folder: Path) -> Judged | None:
+    """The judged runs: from the run store, if any, where the studies are complete; else computed, full on a GPU; else
+    from `folder`; else None."""
+    found = None if store is None else _here(profile, store)
+    return load(folder / NAME) if found is None and (folder / NAME).is_dir() else found
+
+
+def _here(profile: str, store: Path) -> Judged | None:
+    """What is judged of the studies, where they are finished or can be computed here."""
     try:
         wanted = members(profile, store)
     except ConfigError:
@@ -263,6 +269,4 @@ def evidence(profile: str, store: Path, folder: Path) -> Judged | None:
         for name in STUDIES:
             study.results(name, profile, 0, store)
     finished = completed(wanted)
-    if wanted and len(finished) == len(wanted):
-        return judged(finished, profile, store)
-    return load(folder / NAME) if (folder / NAME).is_dir() else None
+    return judged(finished, profile, store) if wanted and len(finished) == len(wanted) else None

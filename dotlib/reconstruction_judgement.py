@@ -204,9 +204,15 @@ def everywhere(
     return replace(load(folder), source="runs/")
 
 
-def evidence(profile: str, seeds: int, store: Path, folder: Path) -> Reconstructed | None:
-    """All judged runs: from the run store where every study is complete; else computed, full on a GPU; else from
-    `folder`; else None."""
+def evidence(profile: str, seeds: int, store: Path | None, folder: Path) -> Reconstructed | None:
+    """All judged runs: from the run store, if any, where every study is complete; else computed, full on a GPU; else
+    from `folder`; else None."""
+    found = None if store is None else _here(profile, seeds, store)
+    return load(folder / NAME) if found is None and (folder / NAME).is_dir() else found
+
+
+def _here(profile: str, seeds: int, store: Path) -> Reconstructed | None:
+    """What is judged of the studies, where they are finished or can be computed here."""
     try:
         wanted = members(profile, seeds, store)
     except ConfigError:
@@ -216,12 +222,14 @@ def evidence(profile: str, seeds: int, store: Path, folder: Path) -> Reconstruct
             study.results(name, profile, seeds, store)
     if wanted and all(run.done() for run in wanted.values()):
         return everywhere(wanted, profile, reconstruction_tuning.recorded(), store)
-    return load(folder / NAME) if (folder / NAME).is_dir() else None
+    return None
 
 
-def shown(profile: str, seeds: int, store: Path) -> Reconstructed | None:
-    """The runs that a notebook trains itself, at home alone, beside Tikhonov as lifted; None where it cannot: the full
-    profile without a GPU."""
+def shown(profile: str, seeds: int, store: Path | None) -> Reconstructed | None:
+    """The runs that a notebook trains itself, at home alone, beside Tikhonov as lifted; None without a store, and where
+    it cannot: the full profile without a GPU."""
+    if store is None:
+        return None
     try:
         for name in QUICK:
             study.results(name, profile, seeds, store)

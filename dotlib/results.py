@@ -79,21 +79,31 @@ def _row(arm: str, seed: int, history: History) -> dict:
     return row | {"torch": info["versions"]["torch"], "python": info["versions"]["python"]}
 
 
-def evidence(name: str, profile: str, seeds: int, store: Path, folder: Path) -> Record | None:
-    """A study's tables: from the run store; else computed, full on a GPU; else from `folder`; else None.
+def own(name: str, profile: str, seeds: int, store: Path | None) -> Record | None:
+    """The tables of a study that is computed here where it is not finished; None without a store."""
+    return None if store is None else record(study.results(name, profile, seeds, store), profile)
 
-    0 seeds: the study's own number, which a study of one run an arm always has.
+
+def evidence(name: str, profile: str, seeds: int, store: Path | None, folder: Path) -> Record | None:
+    """A study's tables: from the run store, if any; else computed, full on a GPU; else from `folder`; else None.
+
+    0 seeds: the study's own number, which a study of one run an arm always has. Without a store, from `folder` alone.
     """
+    found = None if store is None else _here(name, profile, seeds, store)
+    return load(folder / name) if found is None and (folder / name).is_dir() else found
+
+
+def _here(name: str, profile: str, seeds: int, store: Path) -> Record | None:
+    """The tables of a study whose runs are finished, or can be computed here."""
     seeds = 0 if configuration.named("study", STUDIES, name).seeds == 1 else seeds
     try:
         wanted = study.members(name, profile, seeds, store)
     except ConfigError:
         wanted = {}  # tuning is not computed here, or an arm does not fit this profile
-    missing = [run for run in wanted.values() if not run.done()]
     if profile == "full" and torch.cuda.is_available():
         if not wanted:
             study.results("4.3-tuning", profile, 0, store)
         return record(study.results(name, profile, seeds, store), profile)
-    if wanted and not missing:
+    if wanted and all(run.done() for run in wanted.values()):
         return record({key: run.result() for key, run in wanted.items()}, profile)
-    return load(folder / name) if (folder / name).is_dir() else None
+    return None

@@ -58,7 +58,10 @@ def readable(table: pd.DataFrame, scope: str = ""):
     """Any table as a page shows it: three digits, dashes for what is missing, texts whole; above it `scope`, if given,
     and that it has no rows.
 
-    For a notebook to show, with or without a Page; what `Book.save` takes is the table itself.
+    For a notebook to show, with or without a Page; what `Book.save` takes is the table itself. Texts are set left,
+    numbers right.
     """
     styler, words = table.style.format(cell).hide(axis="index"), scope if len(table) else f"{scope} No rows.".strip()
+    texts = [i for i, kind in enumerate(table.dtypes) if not pd.api.types.is_numeric_dtype(kind)]
+    styler = styler.set_table_styles([{"selector": f".col{i}", "props": "text-align: left"} for i in texts])
     return styler.set_caption(words) if words else styler

@@ -257,9 +257,12 @@ FLOORS = {
     "bench_sharing": (5, "bench_rows"),
     "bench_store": (5, "bench_rows"),
     "bench": (5, "bench_forward", "bench_lift", "bench_rows", "bench_sharing", "bench_store"),
-    "workbook": (5, "latex", "plots", "report"),
-    "commands": (5, "bench", "plots", "plots.reconstruction", "report", "workbook"),
-    "__main__": (5, "commands"),
+    "pages": (5, "report", "shown"),
+    "workbook": (5, "pages"),
+    "thesis": (5, "pages", "report"),
+    "commands": (5, "bench", "plots", "plots.reconstruction", "thesis", "workbook"),
+    "commands_runs": (5,),
+    "__main__": (5, "commands", "commands_runs"),
 }
 
 

@@ -1,6 +1,7 @@
 """The workbook on two tiny notebooks: one that works and one that fails."""
 
 import re
+from html import escape
 from html.parser import HTMLParser
 
 import nbformat
@@ -20,7 +21,20 @@ book = Book("4.1", profile, Path("build") / profile / "figures")
 book.save(pd.DataFrame({"seeds_used": [seeds]}), "seeds", "In mm^-1 & <b>.", task="none", n=1, inputs={"data": "5f3a"})
 runs, metrics = pd.DataFrame({"arm": ["a"]}), pd.DataFrame({"phantom": [0]})
 page = chapter.Page(book, SimpleNamespace(profile=profile, runs=runs, metrics=metrics, provenance={}))
-page.show(lambda record: pd.DataFrame({"shown": [seeds / 9]}), "shown", "In mm^-1 of adamw-* & <b>.")
+display(page.show(lambda record: pd.DataFrame({"shown": [seeds / 9]}), "shown", "In mm^-1 of adamw-* & <b>."))
+import matplotlib.pyplot as plt
+from dotlib import plots
+plots.style()
+figure, ax = plt.subplots()
+ax.plot([0, seeds])
+plt.close(figure)
+drawn = book.show(figure, "drawn", "A line in mm^-1 & <up>.", task="none", n=1, inputs={})
+listed = book.show(pd.DataFrame({"name": ["a"], "n": [1]}), "drawn-up", "Listed.", task="none", n=1, inputs={})
+display(drawn, listed)
+"""
+ANSWER = """
+from IPython.display import Markdown
+Markdown(f"**{seeds}** seeds.")
 """
 
 
@@ -29,6 +43,9 @@ def write(path, *cells):
     notebook = nbformat.v4.new_notebook(metadata=metadata)
     notebook.cells = [nbformat.v4.new_markdown_cell(cells[0]), *map(nbformat.v4.new_code_cell, cells[1:])]
     notebook.cells[1].metadata["tags"] = ["parameters"]
+    for cell in notebook.cells:
+        if cell.source == ANSWER:
+            cell.metadata["tags"] = ["answer"]
     nbformat.write(notebook, path)
 
 
@@ -37,7 +54,8 @@ def run(tmp_path_factory):
     """The folder of a run with `seeds=7`, and its error."""
     root = tmp_path_factory.mktemp("project")
     (root / "notebooks").mkdir()
-    write(root / "notebooks" / "4.1-works.ipynb", "# 4.1 Light & tissue\n\n$$\\frac{\\mu_a}{2}$$", PARAMETERS, WORKS)
+    words = "# 4.1 Light & tissue\n\n**How many seeds of $\\mu_a$?**\n\n$$\\frac{\\mu_a}{2}$$"
+    write(root / "notebooks" / "4.1-works.ipynb", words, PARAMETERS, WORKS, ANSWER)
     write(root / "notebooks" / "4.2-fails.ipynb", "# 4.2 Fails", PARAMETERS, "assert seeds < 7, 'too many\\nseeds'")
     book = root / "build" / "smoke"
     scope = {"task": "none", "n": 1, "inputs": {}}
@@ -67,8 +85,12 @@ def test_failure_is_one_line_and_hides_no_other_notebook(run):
     assert error == "notebooks/4.2-fails.ipynb, cell [3]: AssertionError: too many"
     assert "AssertionError" in (book / "4.2-fails.html").read_text()
     assert nbformat.read(book / "4.2-fails.ipynb", as_version=4).cells[-1].outputs[-1].ename == "AssertionError"
-    items = re.findall(r"<li>.*", (book / "index.html").read_text())
+    items = re.findall(r'<li><a href="4.*', (book / "index.html").read_text())
     assert ["failed" in item for item in items] == [False, True]
+    said = [
+        "A cell of this chapter failed" in (book / f"{name}.html").read_text() for name in ("4.1-works", "4.2-fails")
+    ]
+    assert said == [False, True]
 
 
 def test_parameters_and_profile_reach_the_notebook(run):
@@ -76,14 +98,34 @@ def test_parameters_and_profile_reach_the_notebook(run):
     assert (book / "figures" / "4.1-seeds.csv").read_text() == "seeds_used\n7\n"
 
 
-def test_index_shows_what_this_run_wrote(run):
+def test_pages_show_what_this_run_wrote(run):
     book, _ = run
-    page = (book / "index.html").read_text()
-    # 4.1-former was not written again
-    assert re.findall(r'<figure id="(.*?)"', page) == ["4.1-seeds", "4.1-shown", "4.9-former"]
-    assert "smoke profile" in page and ">4.1 Light &amp; tissue<" in page
-    assert "In mm<sup>-1</sup> &amp; &lt;b&gt;." in page and "<td>7</td>" in page
-    assert "Task: none; profile: smoke; n = 1." in page and "data: 5f3a" in page and "commit " in page
+    tables, index = (book / "tables.html").read_text(), (book / "index.html").read_text()
+    # 4.1-former was not written again; 4.9 has no notebook
+    assert re.findall(r'<figure id="(.*?)"', tables) == ["4.1-drawn-up", "4.1-seeds", "4.1-shown", "4.9-former"]
+    assert re.findall(r"<h2>(.*?)</h2>", tables) == ["4.1 Light &amp; tissue", "4.9"]
+    assert "In mm<sup>-1</sup> &amp; &lt;b&gt;." in tables and ">7</td>" in tables
+    assert "Task: none; profile: smoke; n = 1." in tables and "data: 5f3a" in tables
+    assert "smoke profile" in index and ">4.1 Light &amp; tissue<" in index and "commit " in index
+
+
+def test_front_page_asks_and_answers(run):
+    index = (run[0] / "index.html").read_text()
+    question, answer = index.index("<p>How many seeds of <math"), index.index("<strong>7</strong> seeds.")
+    assert question < answer < index.index('<h2 id="chapters">')
+
+
+def test_every_figure_says_what_is_to_be_seen(run):
+    book, _ = run
+    for name in ("4.1-works", "figures", "index"):
+        pictures = re.findall(r"<img .*?>", (book / f"{name}.html").read_text(), re.DOTALL)
+        assert pictures and all('alt="A line in mm^-1 &amp; &lt;up&gt;."' in picture for picture in pictures)
+
+
+def test_text_is_left_and_code_is_behind_a_word(run):
+    page = (run[0] / "4.1-works.html").read_text()
+    assert "#T_4-1-drawn-up .col0 {\n  text-align: left;" in (run[0] / "tables.html").read_text()
+    assert re.search(r'<details class="code"><summary>Code 3</summary>\s*<div class="\s*highlight', page)
 
 
 def test_caption_is_below_what_it_describes(run):
@@ -92,21 +134,23 @@ def test_caption_is_below_what_it_describes(run):
     assert page.count(caption) == 1 and page.index("0.778</td>") < page.index(caption)
 
 
-def test_wide_output_scrolls_on_every_screen(run):
-    page = (run[0] / "4.1-works.html").read_text()
-    # the last rule holds: the template's own makes a row, which does not scroll, of narrow screens' output
-    assert page.index(workbook.SCROLL) > page.rindex("display: table-row")
-    assert ".table { overflow-x: auto; }" in (run[0] / "index.html").read_text()
+def test_wide_output_scrolls_and_can_be_reached(run):
+    for name in ("4.1-works", "tables"):
+        page = (run[0] / f"{name}.html").read_text()
+        assert ".wide { overflow-x: auto;" in page
+        assert page.count("<table") == page.count('tabindex="0"') > 0
 
 
-def test_pages_need_no_network(run):
+def test_pages_need_no_network_and_lead_somewhere(run):
     book, _ = run
-    for path in book.glob("*.html"):
-        page = path.read_text()
-        links = Links(page).found
-        assert all(link.startswith("#") or (book / link).is_file() for link in links), links
+    pages = {path.name: path.read_text() for path in book.glob("*.html")}
+    for page in pages.values():
+        for link in [link for link in Links(page).found if not link.startswith("data:image/png;base64,")]:
+            name, _, anchor = link.partition("#")
+            assert not name or (book / name).is_file(), link
+            assert not anchor or f'id="{escape(anchor)}"' in (pages[name] if name else page), link
         assert "<script" not in page and "@import" not in page and "url(http" not in page
-    assert "<mfrac>" in (book / "4.1-works.html").read_text()
+    assert "<mfrac>" in pages["4.1-works.html"]
 
 
 @pytest.mark.parametrize(
