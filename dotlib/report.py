@@ -96,7 +96,7 @@ class Book:
         """What `save` writes, and what a notebook shows of it: the artefact over its caption. Arguments as there."""
         self.save(artefact, name, caption, task=task, n=n, **how)
         scope = self.scope(task, n)
-        shown = readable(artefact, scope) if isinstance(artefact, pd.DataFrame) else artefact
+        shown = readable(artefact) if isinstance(artefact, pd.DataFrame) else artefact
         return Shown(shown, Line(f"{italic(caption)} {scope}"), caption)
 
     def scope(self, task: str, n: int | str) -> str:

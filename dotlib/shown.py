@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import pandas as pd
@@ -54,6 +55,11 @@ def italic(text: str) -> str:
     return f"*{raised(text)}*"
 
 
+def html(value: object) -> str:
+    """A table's cell or plain text as HTML, the exponents of `mm^-1` and `32^3` raised."""
+    return re.sub(r"\^(-?\d+)", r"<sup>\1</sup>", escape(cell(value), quote=False))
+
+
 def readable(table: pd.DataFrame, scope: str = ""):
     """Any table as a page shows it: three digits, dashes for what is missing, texts whole; above it `scope`, if given,
     and that it has no rows.
@@ -61,7 +67,8 @@ def readable(table: pd.DataFrame, scope: str = ""):
     For a notebook to show, with or without a Page; what `Book.save` takes is the table itself. Texts are set left,
     numbers right.
     """
-    styler, words = table.style.format(cell).hide(axis="index"), scope if len(table) else f"{scope} No rows.".strip()
+    styler, words = table.style.format(html).hide(axis="index"), scope if len(table) else f"{scope} No rows.".strip()
+    styler = styler.format_index(html, axis=1)
     texts = [i for i, kind in enumerate(table.dtypes) if not pd.api.types.is_numeric_dtype(kind)]
     styler = styler.set_table_styles([{"selector": f".col{i}", "props": "text-align: left"} for i in texts])
     return styler.set_caption(words) if words else styler

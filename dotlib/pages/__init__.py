@@ -13,10 +13,10 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from ..report import sidecars
-from ..shown import readable
+from ..shown import html, readable
 
 ANSWER = "answer"  # tag of the cell whose output answers a notebook's question
 FRONT = ("roadmap-table", "criteria", "verdicts")  # tables that the first page holds whole, by the ends of their names
@@ -102,7 +102,9 @@ def write(book: Path) -> dict[str, str]:
         title = f"{kind.capitalize()}s"
         made[f"{kind}s.html"] = _render("artefacts.html", kind=kind, title=title, groups=those, **shared)
     front = [r for end in FRONT for r in records if r["kind"] == "table" and r["name"].endswith(f"-{end}")]
-    made["index.html"] = _render("index.html", title="Workbook", front=front, groups=groups, provenance=_provenance(records), **shared)
+    made["index.html"] = _render(
+        "index.html", title="Workbook", front=front, groups=groups, provenance=_provenance(records), **shared
+    )
     return made
 
 
@@ -151,5 +153,5 @@ def _render(template: str, **parts: Any) -> str:
     environment = Environment(
         loader=PackageLoader("dotlib", "pages"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["raised"] = lambda text: Markup(re.sub(r"\^(-?\d+)", r"<sup>\1</sup>", str(escape(text))))
+    environment.filters["raised"] = lambda text: Markup(html(text))
     return environment.get_template(template).render(**parts)
