@@ -108,12 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     command = add("tune", do.tune, "Tune the classical reconstructions by validation.", "--profile quick --record")
     command.add_argument("--record", action="store_true", help="write the settings to results/")
-    command = add(
-        "reconstruct", do.reconstruct, "Reconstruct one recording.", "data/F.h5 --model runs/R/last.pt", False
-    )
+    command = add("reconstruct", do.reconstruct, "Reconstruct one recording.", "mine.snirf --wavelength 850", False)
     command.add_argument("file", type=Path, help="a SNIRF file (.snirf), or a dataset file")
     command.add_argument(
-        "--model", type=Path, nargs="+", required=True, help="checkpoints; of several seeds: with an sd"
+        "--model", type=Path, nargs="+", help="checkpoints; of several seeds: with an sd; those of runs/ by default"
     )
     command.add_argument("--phantom", type=int, help="of a dataset file; 0 by default")
     command.add_argument("--every", action="store_true", help="use all pairs, not as many as in training")
@@ -125,6 +123,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--radius", type=float, help="of tissue whose surface is unknown, mm; fitted by default")
     command.add_argument("--unit", help="of a SNIRF file's positions, in place of what it says: mm, cm or m")
     command.add_argument("--out", type=Path, help="name of what is written, without suffix; beside the file by default")
+    command = add("snirf", do.snirf, "Write one phantom's readings as SNIRF.", "data/F.h5 --phantom 3", False)
+    command.add_argument("file", type=Path, help="a dataset file")
+    command.add_argument("--phantom", type=int, default=0, help="0 by default")
+    command.add_argument(
+        "--wavelength", type=float, default=850, help="which a dataset does not have: nm, 850 by default"
+    )
+    command.add_argument("--out", type=Path, help="a .snirf file; beside the dataset by default")
     command = add("workbook", do.workbook, "Run all notebooks and write the HTML book.", "--profile smoke -p seeds 2")
     command.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                          help="a notebook's parameter, as papermill takes it")  # fmt: skip

@@ -195,8 +195,12 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     from . import reconstruct
     from .plots.reconstruction import planes
 
-    source = arguments.file
-    config, models = reconstruct.networks(arguments.model)
+    source, networks = arguments.file, arguments.model
+    if not networks:
+        from . import trained
+
+        networks = trained.checkpoints(root() / "runs")
+    config, models = reconstruct.networks(networks)
     if arguments.grid not in (None, config.data.grid):
         raise ConfigError(f"--grid {arguments.grid}: the network answers on {config.data.grid}^3")
     only = ("wavelength", "frequency", "saturation", "unit")
@@ -217,6 +221,16 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     planes(found.mean, found.sd).savefig(picture)
     print(reconstruct.summary(found, recording, source))
     print(f"written: {', '.join(map(str, (*written, picture)))}")
+
+
+def snirf(arguments: argparse.Namespace) -> None:
+    from . import reconstruct
+    from .data import snirf
+
+    recording = reconstruct.as_snirf(arguments.file, arguments.phantom, arguments.wavelength)
+    to = arguments.out or arguments.file.with_name(f"{arguments.file.stem}.{arguments.phantom}.snirf")
+    snirf.write(to, recording)
+    print(f"{to}: {len(recording.pairs)} pairs at {recording.frequency / 1e6:g} MHz and {recording.wavelength:g} nm")
 
 
 def workbook(arguments: argparse.Namespace) -> None:

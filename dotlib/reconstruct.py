@@ -107,12 +107,8 @@ def _network(path: Path, config: Config, weights: Any) -> nn.Module:
     return model.to(memory_format=torch.channels_last_3d).eval()
 
 
-def from_dataset(path: Path, index: int, config: Config, every: bool = False, radius: float | None = None) -> Recording:
-    """Phantom `index` of a dataset file; pairs as the network was trained with, or `every` one.
-
-    Its surface is the file's; of a file without phantoms, or for a network that was trained so, it is taken for a
-    sphere, of `radius` mm where that is known.
-    """
+def _row(path: Path, index: int) -> tuple[dict[str, np.ndarray], Measurements, tuple[str, ...]]:
+    """A phantom's columns by name, its light, and what is to be said of that."""
     with store.File(path) as file:
         if not 0 <= index < len(file):
             raise InputError(f"{path}: phantom {index}; 0 to {len(file) - 1} are accepted")
@@ -126,6 +122,27 @@ def from_dataset(path: Path, index: int, config: Config, every: bool = False, ra
     measured = {name: measured[name] for name in ("frequency", "n") if name in measured}
     light = validate(Measurements, measured, f"{path}: its configuration")
     notes = () if held else (f"{light.frequency / 1e6:g} MHz and index {light.n:g} taken, which the file does not say",)
+    return row, light, notes
+
+
+def as_snirf(path: Path, index: int, wavelength: float) -> snirf.Recording:
+    """Phantom `index` of a dataset file as a recording at `wavelength` nm, which a dataset does not have."""
+    row, light, _ = _row(path, index)
+    usable = np.isfinite(row["phase"])
+    if not usable.any():
+        raise InputError(f"{path}: phantom {index}: every pair is lost")
+    of_pairs = {name: row[name][usable] for name in ("pairs", "log_amplitude", "phase", "sigma")}
+    probe = {name: row[name].astype(float) for name in ("sources", "detectors")}
+    return snirf.Recording(**probe, **of_pairs, frequency=light.frequency, wavelength=wavelength)
+
+
+def from_dataset(path: Path, index: int, config: Config, every: bool = False, radius: float | None = None) -> Recording:
+    """Phantom `index` of a dataset file; pairs as the network was trained with, or `every` one.
+
+    Its surface is the file's; of a file without phantoms, or for a network that was trained so, it is taken for a
+    sphere, of `radius` mm where that is known.
+    """
+    row, light, notes = _row(path, index)
     if "ellipsoids" in row and radius is None and config.lift.surface == "known":
         return _recording(row, row["ellipsoids"][0], None, light, config, index, every, notes)
     place, more = _placed(path, row, radius)

@@ -41,7 +41,10 @@ COMMANDS = (
     "judge",
     "tune",
     "reconstruct",
+    "snirf",
     "workbook",
+    "figures",
+    "thesis",
     "bench",
 )
 
@@ -123,7 +126,6 @@ def test_outside_the_project_is_one_line(tmp_path, monkeypatch, capsys, line):
     [
         "",
         "reconstruct",
-        "reconstruct own.h5",
         "reconstruct own.h5 --model",
         "reconstruct own.snirf --model last.pt --radius wide",
         "check",

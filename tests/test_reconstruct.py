@@ -17,7 +17,7 @@ from tiny import RECORDED, tiny
 from torch import nn
 
 from dotlib import __main__ as command
-from dotlib import checkpoint, config, inference, reconstruct
+from dotlib import checkpoint, config, inference, reconstruct, trained
 from dotlib.data import phantoms, snirf, store
 
 DATA = RECORDED.model_copy(update={"grid": 16})
@@ -444,3 +444,67 @@ def test_configuration_of_a_dataset_that_is_none_is_one_line(tmp_path, recorded,
     with pytest.raises(ValueError, match=r"its configuration") as error:
         reconstruct.from_dataset(path, 0, c)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+class Stored:
+    """A run of a study that is finished, or not."""
+
+    def __init__(self, path, done):
+        self.path, self.done = path, lambda: done
+        self.folder = lambda: path.parent
+
+
+@pytest.mark.parametrize(
+    ("finished", "chosen"),
+    [
+        ({("quick", "reconstruct-short")}, ("quick", "reconstruct-short")),
+        ({("quick", "reconstruct-short"), ("quick", "reconstruct-longer")}, ("quick", "reconstruct-longer")),
+        ({("quick", "reconstruct-longer"), ("full", "reconstruct-short")}, ("full", "reconstruct-short")),
+    ],
+)
+def test_trained_networks_are_those_of_the_largest_profile_and_longest_training(
+    tmp_path, monkeypatch, finished, chosen
+):
+    def members(study, profile, seeds, folder):
+        arms = trained.study.known.STUDIES[study].arms
+        return {
+            (arm, seed): Stored(folder / profile / arm / str(seed) / "last.pt", (profile, arm) in finished and seed < 2)
+            for arm in arms
+            for seed in range(3)
+        }
+
+    monkeypatch.setattr(trained.study, "members", members)
+    found = trained.checkpoints(tmp_path)
+    assert found == [tmp_path.joinpath(*chosen, str(seed), "last.pt") for seed in range(2)]
+    finished.clear()
+    with pytest.raises(config.ConfigError, match=r": no network that reconstructs is finished; `dotlib study 4.6"):
+        trained.checkpoints(tmp_path)
+
+
+def test_command_takes_the_trained_networks_where_none_is_named(tmp_path, capsys, recorded, models, monkeypatch):
+    monkeypatch.setattr(trained, "checkpoints", lambda store: [models["seed0"], models["seed1"]])
+    _, by_default = written(capsys, recorded, "--out", tmp_path / "a")
+    _, named = written(capsys, recorded, "--model", models["seed0"], models["seed1"], "--out", tmp_path / "b")
+    assert np.array_equal(volumes(by_default)["mua_sd"], volumes(named)["mua_sd"])
+
+
+def test_dataset_written_as_snirf_holds_its_readings(tmp_path, capsys, recorded):
+    to = tmp_path / "third.snirf"
+    assert command.main(["snirf", str(recorded), "--phantom", "3", "--wavelength", "690", "--out", str(to)]) == 0
+    assert capsys.readouterr().out == f"{to}: 24 pairs at 140 MHz and 690 nm\n"
+    found = snirf.read(to)
+    with store.File(recorded) as file:
+        row = {name: file.raw(name, 3, 4)[0] for name in store.MEASURED}
+    order = np.lexsort(row["pairs"].T[::-1])
+    assert (found.frequency, found.wavelength) == (140e6, 690) and not found.flipped
+    np.testing.assert_array_equal(found.pairs, row["pairs"][order])
+    for name in ("log_amplitude", "phase", "sigma"):
+        np.testing.assert_allclose(getattr(found, name), row[name][order], rtol=1e-5, atol=1e-6)
+    for name in ("sources", "detectors"):
+        np.testing.assert_allclose(getattr(found, name), row[name], rtol=1e-6)
+
+
+def test_snirf_without_readings_is_refused_in_a_line(tmp_path, capsys, recorded):
+    assert command.main(["snirf", str(recorded), "--phantom", "99", "--out", str(tmp_path / "a.snirf")]) == 2
+    assert capsys.readouterr().err == f"dotlib: {recorded}: phantom 99; 0 to 35 are accepted\n"
+    assert not (tmp_path / "a.snirf").exists()
