@@ -260,8 +260,11 @@ def thesis(arguments: argparse.Namespace) -> None:
     from . import thesis
 
     home = root()
-    folders = [home / "figures"] + [home / "build" / arguments.draft / "figures"] * bool(arguments.draft)
-    print(f"written: {thesis.compile(folders, home / 'notebooks', home / 'build' / 'thesis', bool(arguments.draft))}")
+    folders = [home / "figures"]
+    if arguments.draft:
+        folders.append(home / "build" / arguments.draft / "figures")
+    made = thesis.compile(folders, home / "notebooks", home / "build" / "thesis", bool(arguments.draft))
+    print(f"written: {made}")
 
 
 def bench(arguments: argparse.Namespace) -> None:

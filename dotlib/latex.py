@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from numbers import Integral, Real
 from textwrap import wrap
 from typing import NamedTuple
@@ -20,6 +21,10 @@ SMALLER = {9: 1.03, 8: 1.07, 7: 1.14}
 MINUS = re.compile(r"(?<![\w)])-(?=\d|inf)|(?<=\de)-(?=\d)")
 INSIDE = re.compile(r" (?=[^\[]*\])")  # an interval's space
 UPRIGHT, SIDEWAYS, GAP = 418, 560, 8  # pt: a line of text, a page on its side, between columns
+HEIGHTS, CAPTION, RULES = {UPRIGHT: 580, SIDEWAYS: 408}, 13.6, 40  # pt: of pages, a caption's line, rules and spaces
+BROKEN = r">{\raggedright\arraybackslash}p{?pt}"  # the kind of a column whose texts take several lines
+KINDS = re.compile(re.escape(BROKEN).replace(r"\?", r"(\d+)") + "|([lr])")
+COUNTED = r"\addtocounter{table}{-1}"
 
 
 class Setting(NamedTuple):
@@ -61,23 +66,70 @@ def cell(value: object) -> str:
 
 
 def table_files(table: pd.DataFrame, stem: str, words: str) -> dict[str, bytes]:
+    """A table as LaTeX, in as many parts as pages need, and as CSV; `words`: its caption, in LaTeX."""
     numbered = isinstance(table.index, pd.RangeIndex)
     setting, kinds, heads = layout(table if numbered else table.reset_index(), stem)
-    # a line breaks neither after a minus sign nor within an interval
-    styler = table.style.format(lambda value: MINUS.sub("$-$", INSIDE.sub("~", latex(cell(value)))))
-    styler = styler.format_index(lambda name: heads.get(name) or latex(name), axis=1)
-    styler = styler.hide(axis="index") if numbered else styler.format_index(latex, axis=0)
-    place = {"position": "htbp"} if setting.width == UPRIGHT else {"environment": "sidewaystable", "position": "p"}
-    place |= {"caption": words, "label": f"tab:{stem}", "position_float": "centering"}
-    before, begin, tex = styler.to_latex(hrules=True, column_format=kinds, **place).partition(r"\begin{tabular}")
-    body, end, after = tex.rpartition(r"\end{tabular}")
-    size = rf"\fontsize{{{setting.size}}}{{{setting.size + 2}}}\selectfont\setlength{{\tabcolsep}}{{{GAP / 2:g}pt}}"
-    if setting.scale < 1:
-        begin, end = rf"\scalebox{{{setting.scale:.3f}}}{{{begin}", f"{end}}}"
+    made = []
+    for first, last in parts(table if numbered else table.reset_index(), setting, kinds, heads, words):
+        said = words if not first else rf"{COUNTED}\emph{{continued}}"
+        made.append(_part(table.iloc[first:last], setting, kinds, heads, said, f"tab:{stem}" if not first else ""))
     if table.columns.nlevels > 1:  # one header line, so that any program reads the file
         table = table.set_axis([" ".join(map(str, names)).strip() for names in table.columns], axis=1)
     csv = table.to_csv(index=not numbered, lineterminator="\n")
-    return {f"{stem}.tex": f"{before}{size}\n{begin}{body}{end}{after}".encode(), f"{stem}.csv": csv.encode()}
+    return {f"{stem}.tex": "".join(made).encode(), f"{stem}.csv": csv.encode()}
+
+
+def _part(
+    table: pd.DataFrame, setting: Setting, kinds: str, heads: Mapping[object, str], words: str, label: str
+) -> str:
+    # a line breaks neither after a minus sign nor within an interval
+    styler = table.style.format(lambda value: MINUS.sub("$-$", INSIDE.sub("~", latex(cell(value)))))
+    styler = styler.format_index(lambda name: heads.get(name) or latex(name), axis=1)
+    hidden = isinstance(table.index, pd.RangeIndex)
+    styler = styler.hide(axis="index") if hidden else styler.format_index(latex, axis=0)
+    place = {"position": "htbp"} if setting.width == UPRIGHT else {"environment": "sidewaystable", "position": "p"}
+    place |= {"caption": words, "label": label or None, "position_float": "centering"}
+    before, begin, tex = styler.to_latex(hrules=True, column_format=kinds, **place).partition(r"\begin{tabular}")
+    body, end, after = tex.rpartition(r"\end{tabular}")
+    if words.startswith(COUNTED):  # the former part's number once more
+        before = before.replace(rf"\caption{{{words}}}", rf"{COUNTED}\caption{{{words.removeprefix(COUNTED)}}}")
+    size = rf"\fontsize{{{setting.size}}}{{{setting.size + 2}}}\selectfont\setlength{{\tabcolsep}}{{{GAP / 2:g}pt}}"
+    if setting.scale < 1:
+        begin, end = rf"\scalebox{{{setting.scale:.3f}}}{{{begin}", f"{end}}}"
+    return f"{before}{size}\n{begin}{body}{end}{after}"
+
+
+def parts(
+    table: pd.DataFrame, setting: Setting, kinds: str, heads: Mapping[object, str], words: str
+) -> list[tuple[int, int]]:
+    """The first and last rows of parts that are no higher than a page, by what each row is estimated to take."""
+    widths = [float(width or "inf") for width, _ in KINDS.findall(kinds)]
+    line = (setting.size + 2) * setting.scale
+    rows = [
+        line * max(_lines(cell(value), width, setting.size) for value, width in zip(row, widths, strict=True))
+        for row in table.itertuples(index=False)
+    ]
+    head = line * max([table.columns.nlevels, *(text.count(r"\\") + 1 for text in heads.values())])
+    room = HEIGHTS[setting.width] - head - RULES
+    first, found, left = 0, [], room - CAPTION * math.ceil(len(words) * 5.6 / setting.width)
+    for i, height in enumerate(rows):
+        if height > left and i > first:
+            found.append((first, i))
+            first, left = i, room - CAPTION
+        left -= height
+    return [*found, (first, len(rows))]
+
+
+def _lines(text: str, width: float, size: int) -> int:
+    """How many lines of this width a text takes, broken at spaces."""
+    lines, used, space = 1, 0.0, _width(" ", size)
+    for word in text.split():
+        needed = _width(word, size)
+        if used and used + space + needed > width:
+            lines, used = lines + 1, needed
+        else:
+            used += needed + space * bool(used)
+    return lines
 
 
 def layout(table: pd.DataFrame, stem: str) -> tuple[Setting, str, dict[object, str]]:
@@ -104,7 +156,7 @@ def _column(values: pd.Series, name: object, setting: Setting) -> Column:
         heads = wrap(heads[0], min(longest, 14) or 1, break_long_words=False, break_on_hyphens=False) or [""]
     natural = least = max(_width(text, setting.size) for text in texts + heads)
     if setting.lines > 1 and longest > 14 and kind == "l":
-        kind = r">{\raggedright\arraybackslash}p{?pt}"
+        kind = BROKEN
         words = [word for text in texts for word in re.split(r"\s|(?<=-)", MINUS.sub("+", INSIDE.sub("~", text)))]
         least = max(natural / setting.lines, *(_width(word, setting.size) for word in words + heads))
     head = r"\\".join(map(latex, heads))
