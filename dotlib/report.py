@@ -21,6 +21,7 @@ from .provenance import commit
 from .shown import Line, Shown, escaped, italic, raised, readable
 
 HERE = Path(__file__).parent
+HIGHEST = 540  # pt: of a figure
 PACKAGES = ("dotlib", "torch", "numpy", "pandas", "matplotlib", "seaborn")
 
 
@@ -150,6 +151,8 @@ def _figure_files(figure: Figure, stem: str, words: str, stamp: str) -> dict[str
     if not isinstance(engine, ConstrainedLayoutEngine):
         raise ValueError(f"{stem}: the figure's layout is not constrained; call plots.style() before it is drawn")
     height = figure.get_size_inches()[1]
+    if height * 72.27 > HIGHEST:
+        raise ValueError(f"{stem}: {height * 72.27:.0f} pt high; up to {HIGHEST} leave room for a caption on the page")
     room = 0.15 / height if stamp else 0  # inches for the profile's mark, below everything else
     figure.set_size_inches(TEXT_WIDTH, height)
     engine.set(rect=(0, room, 1, 1 - room))

@@ -183,6 +183,7 @@ def test_commit_is_asked_for_once(tmp_path, monkeypatch):
         ({"artefact": pd.DataFrame()}, r"^4.2-arms: a table without columns"),
         ({"artefact": [1]}, r"^4.2-arms: list; a matplotlib Figure or pandas DataFrame"),
         ({"artefact": matplotlib.figure.Figure()}, r"^4.2-arms: the figure's layout is not constrained"),
+        ({"artefact": matplotlib.figure.Figure((5, 7.5), layout="constrained")}, r"^4.2-arms: 542 pt high; up to 540"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, table, change, message):

@@ -28,7 +28,7 @@ def forest(effects: pd.DataFrame, label: str) -> Figure:
     left, right = _reach(effects)
     y = [places[row["name"]] + OFFSET * (1 - 2 * sides[row["where"]]) for _, row in effects.iterrows()]
     with plt.style.context(STYLE), plt.rc_context({"axes.grid.axis": "x"}):
-        figure, ax = plt.subplots(figsize=(TEXT_WIDTH, 0.29 * len(places) + 1.0))
+        figure, ax = plt.subplots(figsize=(TEXT_WIDTH, 0.26 * len(places) + 0.9))
         for place, (_, row) in zip(y, effects.iterrows(), strict=True):
             _marker(ax, place, row, sides[row["where"]], left, right)
         _ratios(ax, left, right, label)
