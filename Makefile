@@ -28,14 +28,26 @@ unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET
 
 help:  ## list the targets (default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
-	@echo 'Variables: PYTHON=$(PYTHON), PROFILE=$(PROFILE) (smoke, quick or full; for workbook and bench)'
+	@echo 'Variables: PYTHON=$(PYTHON), PROFILE=$(PROFILE) (smoke, quick or full; for workbook, bench and drafts)'
+
+install: .venv/installed  ## make .venv and nothing else
 
 workbook: .venv/installed | build/.cache  ## run all notebooks and write the HTML book to build/PROFILE/
 	@$(RUN) dotlib workbook --profile "$(PROFILE)"
 
+figures: .venv/installed | build/.cache  ## render figures/ from results/, and their pages to build/recorded/
+	@$(RUN) dotlib figures
+
+thesis: .venv/installed | build/.cache  ## compile a document of figures/ (DRAFT=1: marked ones too)
+	@$(RUN) dotlib thesis $(if $(DRAFT),--draft $(PROFILE))
+
 test: .venv/installed | build/.cache  ## run the tests, then the notebooks in the smoke profile
 	@WANDB_MODE=disabled $(RUN) pytest
 	@WANDB_MODE=disabled DOTLIB_PROFILE=smoke $(RUN) pytest --nbval-lax notebooks
+
+browser: .venv/installed | build/.cache  ## run the tests of the pages and of JupyterLab in headless Chromium
+	@$(RUN) pip install $(CPU) --quiet --editable '.[test,lint,browser]'
+	@WANDB_MODE=disabled $(RUN) pytest -m browser
 
 lint: .venv/installed | build/.cache  ## check style and formatting, and count the package's lines
 	@$(RUN) ruff check .
@@ -53,7 +65,7 @@ clean:  ## remove .venv, build/ and caches; data/, runs/, figures/ and results/ 
 	rm -rf .venv build .pytest_cache .ruff_cache *.egg-info
 	find dotlib tests notebooks benchmarks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} + 2>/dev/null || true
 
-.PHONY: help workbook test lint bench lab clean
+.PHONY: help install workbook figures thesis test browser lint bench lab clean
 
 build/.cache:
 	@mkdir -p $@
