@@ -247,6 +247,8 @@ FLOORS = {
     "plots.efficiency": (5, "plots"),
     "plots.tuning": (5, "plots", "plots.optimisers"),
     "plots.reconstruction": (5, "plots"),
+    "plots.viewer": (5, "plots", "plots.light", "plots.reconstruction"),
+    "viewer": (5, "plots", "plots.viewer"),
     "report": (5, "plots"),
     "chapter": (5, "report"),
     "bench_rows": (5,),
