@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import ipywidgets as widgets
@@ -50,7 +51,7 @@ def view(
             shape = volumes[arm].shape[1:]
     if not shape:
         raise ValueError("view: no volume; at least one of truth, predictions, attention, uncertainty is accepted")
-    if not (isinstance(cube, int | float) and 0 < cube < np.inf):
+    if not (isinstance(cube, Real) and 0 < cube < np.inf):
         raise ValueError(f"view: cube is {cube!r}; a width in mm is accepted")
     if probe is not None and not isinstance(probe, Probe):
         raise ValueError(f"view: probe is of type {type(probe).__name__}; a Probe is accepted")
@@ -99,7 +100,7 @@ def _alike(
         if colours == ERRORS:
             high = max(-low, high, 0.0)
             low = -high
-        ranges.append((low, high) if low < high else (low - 0.5, low + 0.5))
+        ranges.append((float(low), float(high)) if low < high else (low - 0.5, low + 0.5))
     return {name: Layer(volume, labels, tuple(ranges), colours) for name, volume in volumes.items()}
 
 
