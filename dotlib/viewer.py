@@ -146,14 +146,15 @@ class Viewer:
         fixed = {"width": f"{SIZE[0]}px", "height": f"{SIZE[1]}px", "flex": "0 0 auto"}
         self.planes = [widgets.Image(format="png", layout=fixed) for _ in range(3)]
         self.bar, self.space = (widgets.Image(format="png", layout={"flex": "0 0 auto"}) for _ in range(2))
-        self.readout = widgets.HTML()
+        self.label, self.readout = widgets.Label(), widgets.HTML()  # an Image has no alternative text
         look = {"continuous_update": False, "step": 5, "style": {"description_width": "110px"}}
         self.elevation = widgets.IntSlider(15, -90, 90, description="elevation (deg)", **look)
         self.azimuth = widgets.IntSlider(-60, -180, 180, description="azimuth (deg)", **look)
-        turned = widgets.VBox([_line(self.elevation, self.azimuth), _line(self.space)])
+        words = widgets.Label("tissue, tumours, sources, detectors and the crosshair, as far as they are known")
+        turned = widgets.VBox([_line(self.elevation, self.azimuth), words, _line(self.space)])
         self.fold = widgets.Accordion([turned], titles=("in space",), selected_index=None)
-        lines = [_line(self.show, self.channel), _line(*self.sliders), _line(*self.planes, self.bar)]
-        self.box = widgets.VBox([*lines, self.readout, self.fold])
+        controls, planes = [_line(self.show, self.channel), _line(*self.sliders)], _line(*self.planes, self.bar)
+        self.box = widgets.VBox([*controls, self.label, planes, self.readout, self.fold])
         for control in (self.show, self.channel):
             control.observe(self._choose, "value")
         for slider in self.sliders:
@@ -200,9 +201,7 @@ class Viewer:
         self._channel = 0 if self.channel.disabled else self.channel.value
         self.bar.value = bar(layer.labels[self._channel], layer.ranges[self._channel], layer.colours)
         what = self.show.value if self.channel.disabled else f"{self.show.value}, {NAMES[self._channel]} in mm^-1"
-        self.bar.tooltip = f"colours of {what}"
-        for letter, image in zip("xyz", self.planes, strict=True):
-            image.tooltip = f"{what}, in the plane normal to {letter}"
+        self.label.value = f"{what}: the planes normal to x, y and z through the crosshair, and their colours"
         self._move()
 
     def _move(self, _: Any = None) -> None:
@@ -217,7 +216,6 @@ class Viewer:
         self._scene, angles = None, (self.elevation.value, self.azimuth.value)
         if self.fold.selected_index is not None:
             self._scene = scene(self.phantom, self.probe, self._peaks, angles, self.cube)
-            self.space.tooltip = "tissue, tumours, optodes and the crosshair, seen from {} and {} deg".format(*angles)
             self._mark()
 
     def _mark(self) -> None:

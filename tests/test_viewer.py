@@ -131,9 +131,10 @@ def test_attention_has_no_channel(shown):
     shown.show.value, shown.channel.value = "truth", 1
     bar = shown.bar.value
     shown.show.value = "attention of a"
-    assert shown.channel.disabled and shown.bar.value != bar
+    assert shown.channel.disabled and shown.bar.value != bar and shown.label.value.startswith("attention of a: ")
     shown.show.value = "truth"
     assert not shown.channel.disabled and shown.bar.value == bar
+    assert shown.label.value.startswith("truth, musp in mm^-1: ")
     shown.show.value = "prediction of b"
     assert shown.bar.value == bar  # they share their range
 
