@@ -146,7 +146,8 @@ class Viewer:
         fixed = {"width": f"{SIZE[0]}px", "height": f"{SIZE[1]}px", "flex": "0 0 auto"}
         self.planes = [widgets.Image(format="png", layout=fixed) for _ in range(3)]
         self.bar, self.space = (widgets.Image(format="png", layout={"flex": "0 0 auto"}) for _ in range(2))
-        self.label, self.readout = widgets.Label(), widgets.HTML()  # an Image has no alternative text
+        # an Image has no alternative text, and with a tooltip JupyterLab shows an error in its place
+        self.label, self.readout = widgets.Label(), widgets.HTML()
         look = {"continuous_update": False, "step": 5, "style": {"description_width": "110px"}}
         self.elevation = widgets.IntSlider(15, -90, 90, description="elevation (deg)", **look)
         self.azimuth = widgets.IntSlider(-60, -180, 180, description="azimuth (deg)", **look)
@@ -190,7 +191,7 @@ class Viewer:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         file = io.BytesIO()
-        self.figure().savefig(file, format="png", dpi=110)
+        self.figure().savefig(file, format="png", dpi="figure")
         picture = base64.b64encode(file.getvalue()).decode()
         return self.box._repr_mimebundle_() | {"text/plain": repr(self), "image/png": picture}
 

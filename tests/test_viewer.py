@@ -127,6 +127,12 @@ def test_the_readout_holds_the_values_under_the_crosshair(shown):
     assert shown.point == (7.5, 24, -15) and [s.label for s in shown.sliders] == ["7.5", "24", "-15"]
 
 
+def test_images_have_no_tooltip(shown):
+    """JupyterLab shows an error in place of an image that has one: it then looks for its description."""
+    shown.fold.selected_index = 0
+    assert {image.tooltip for image in (*shown.planes, shown.bar, shown.space)} == {None}
+
+
 def test_attention_has_no_channel(shown):
     shown.show.value, shown.channel.value = "truth", 1
     bar = shown.bar.value

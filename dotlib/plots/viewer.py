@@ -112,7 +112,7 @@ def still(layers: Mapping[str, Layer], channel: int, voxel: Sequence[int], cube:
     left, side, gap, foot, height = 0.85, 1.2, 0.3, 0.45, 1.3 * len(layers) + 0.7  # inches, as the layout takes long
     places, first = light.ticks(cube), next(iter(layers.values()))
     with plt.style.context(STYLE), plt.rc_context({"axes.grid": False}):
-        figure = Figure((TEXT_WIDTH, height), layout="none")
+        figure = Figure((TEXT_WIDTH, height), dpi=DOTS, layout="none")
         for (row, (name, layer)), (across, up, normal) in product(enumerate(reversed(layers.items())), PLANES):
             place = [centres(n, cube)[i] for n, i in zip(layer.volume.shape[1:], voxel, strict=True)]
             corner = ((left + normal * (side + gap)) / TEXT_WIDTH, (foot + row * 1.3) / height)
