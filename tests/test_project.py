@@ -248,6 +248,8 @@ FLOORS = {
     "plots.efficiency": (5, "plots"),
     "plots.tuning": (5, "plots", "plots.optimisers"),
     "plots.reconstruction": (5, "plots"),
+    "plots.viewer": (5, "plots", "plots.light", "plots.reconstruction"),
+    "viewer": (5, "plots", "plots.viewer"),
     "latex": (5,),
     "shown": (5, "latex"),
     "report": (5, "latex", "plots", "shown"),

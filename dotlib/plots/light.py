@@ -58,26 +58,40 @@ def scene(rows: np.ndarray, probe: Probe, source: int = 0) -> Figure:
         figure = plt.figure(figsize=(TEXT_WIDTH, 3.2))
         views = {"from the side": (14, -62), "from above": (90, -90)}
         for i, (title, (elevation, azimuth)) in enumerate(views.items()):
-            ax = figure.add_subplot(1, 2, i + 1, projection="3d", computed_zorder=False, proj_type="ortho")
-            _anatomy(ax, rows)
-            _optodes(ax, probe, source)
-            ax.view_init(elevation, azimuth)
+            ax = stage(figure, (1, 2, i + 1), elevation, azimuth)
+            anatomy(ax, rows)
+            optodes(ax, probe, source)
             ax.set_title(title, y=0.97)
             ax.set_box_aspect((1, 1, 1), zoom=1.2 if i else 1.02)
-            ax.set(xlim=(-30, 30), ylim=(-30, 30), zlim=(-30, 30), xlabel="x (mm)", ylabel="y (mm)")
-            ax.set(xticks=(-20, 0, 20), yticks=(-20, 0, 20), zticks=() if i else (-20, 0, 20))
-            ax.set_zlabel("" if i else "z (mm)")
-            ax.tick_params(pad=-2)
-            for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
-                axis.pane.set_visible(False)
-                axis.labelpad = -5
-            ax.zaxis.labelpad = -9
+            if i:
+                ax.set(zticks=(), zlabel="")
         handles, labels = ax.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return released(figure)
 
 
-def _anatomy(ax: Axes, rows: np.ndarray) -> None:
+def stage(figure: Figure, place: tuple[int, int, int], elevation: float, azimuth: float, reach: float = 30.0) -> Axes:
+    """Axes in space, seen along parallel rays from these angles (degrees), +-`reach` mm wide, without walls."""
+    ax = figure.add_subplot(*place, projection="3d", computed_zorder=False, proj_type="ortho")
+    ax.view_init(elevation, azimuth)
+    limits, places = (-reach, reach), ticks(2 * reach)
+    ax.set(xlim=limits, ylim=limits, zlim=limits, xlabel="x (mm)", ylabel="y (mm)", zlabel="z (mm)")
+    ax.set(xticks=places, yticks=places, zticks=places)
+    ax.tick_params(pad=-2)
+    for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
+        axis.pane.set_visible(False)
+        axis.labelpad = -5
+    ax.zaxis.labelpad = -9
+    return ax
+
+
+def ticks(cube: float) -> list[float]:
+    """Round places along an axis of `cube` mm about 0."""
+    return [t for t in MaxNLocator(4, steps=(1, 2, 5, 10)).tick_values(-cube / 2, cube / 2) if abs(t) <= cube / 2]
+
+
+def anatomy(ax: Axes, rows: np.ndarray) -> None:
+    """A phantom `(6, 13)`: the tissue's surface as wires, its tumours, clipped to the tissue, filled."""
     polar, azimuth = np.linspace(0, np.pi, 31), np.linspace(0, 2 * np.pi, 61)
     directions = np.stack(
         [np.outer(np.sin(polar), f(azimuth)) for f in (np.cos, np.sin)]
@@ -95,15 +109,17 @@ def _anatomy(ax: Axes, rows: np.ndarray) -> None:
             ax.plot_surface(x, y, z, rstride=1, cstride=2, color=TUMOURS[k - 1], alpha=0.75, lw=0, zorder=2)
 
 
-def _optodes(ax: Axes, probe: Probe, source: int) -> None:
-    wired = probe.pairs[probe.pairs[:, 0] == source, 1]
+def optodes(ax: Axes, probe: Probe, source: int | None = None) -> None:
+    """Sources as triangles, detectors as squares, and the pairs of one source, if it is given, as lines."""
+    wired = probe.pairs[probe.pairs[:, 0] == source, 1] if source is not None else ()
     for i, detector in enumerate(wired):
         line = np.stack([probe.sources[source], probe.detectors[detector]])
         ax.plot(*line.T, color="0.25", lw=0.6, zorder=3, label="" if i else f"the {len(wired)} pairs of one source")
     parts = (("source", probe.sources, SOURCE), ("detector", probe.detectors, DETECTOR))
     for name, points, look in parts:
         ax.scatter(*points.T, s=11, depthshade=False, lw=0, zorder=4, label=f"{len(points)} {name}s", **look)
-    ax.scatter(*probe.sources[source], s=30, marker="^", facecolor="white", edgecolor="k", lw=0.8, zorder=5)
+    if source is not None:
+        ax.scatter(*probe.sources[source], s=30, marker="^", facecolor="white", edgecolor="k", lw=0.8, zorder=5)
 
 
 def over_separation(errors: pd.DataFrame, by: str, width: float = 3.0) -> Figure:
