@@ -4,7 +4,7 @@ from typing import Any
 
 from . import improvements, reconstructions
 from .config import Config, ConfigError, Optim, named, profile, replace
-from .recipes import ADAM, BASELINES, Arm, Study, averaging, epochs, patience, varied
+from .recipes import ADAM, BASELINES, SHORT, Arm, Study, averaging, epochs, patience, shortened, varied
 
 # What is tuned: optimisers and schedules, each with the same points of one Sobol sequence, at half the horizon.
 _SCHEDULES = {
@@ -129,9 +129,12 @@ _SENSITIVITY = (
 )
 ARMS: dict[str, Arm] = BASELINES | _tuning() | _TUNED | _ADDITIONS | _BUDGETS | _SENSITIVITY | improvements.ARMS
 ARMS |= reconstructions.ARMS
+ARMS |= {short: shortened(name, ARMS[name]) for short, name in SHORT.items()}
 _ENDS = ("stage1-adam", "stage1-onecycle", "adam-constant", "adamw-onecycle-momentum-b95")
 STUDIES: dict[str, Study] = {
-    "4.2-baseline": Study(tuple(BASELINES)),
+    "4.2-baseline": Study(tuple(BASELINES), whole=True),
+    "4.2-shown": Study(("legacy-onecycle-short", "stage1-onecycle-short"), 1),
+    "4.4-maps": Study(("stage1-onecycle-short", "sigmoid-2-short")),
     "4.3-tuning": Study(sum(TUNING.values(), ()), 1, TUNING_SEED),
     "4.3-ends": Study(_ENDS, 10),
     "4.3-factorial": Study((*FACTORIAL, "adam-constant-b95", "adamw-onecycle-momentum-b95"), 5),

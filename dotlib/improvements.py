@@ -289,7 +289,7 @@ LONG = {f"{name}-{n}": _best(width, n) for n in BUDGETS for name, width in WIDTH
 ARMS = ATTENTION | SIZES | ENDS | ADD | LEAVE | ROADMAP | PHANTOMS | FAMILIES | LONG
 GATES = ("stage1-onecycle", "sigmoid-2", "identity-2")
 STUDIES = {
-    "4.4-shown": Study(GATES[:2]),
+    "4.4-shown": Study(GATES[:2], whole=True),
     "4.4-gates": Study(GATES, 10),
     "4.4-attention": Study(("stage1-onecycle", *ATTENTION, *SIZES), 3),
     "4.5-roadmap": Study(tuple(ROADMAP), 3),

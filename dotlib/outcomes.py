@@ -30,27 +30,18 @@ def epochs(histories: dict[tuple[str, int], History]) -> pd.DataFrame:
     return pd.concat(curves, ignore_index=True)
 
 
-def summary(histories: dict[tuple[str, int], History]) -> pd.DataFrame:
-    """The arms as they ran: a row each, with the resolved optimiser state of the last step (seed 0), median speed."""
+def summary(runs: pd.DataFrame) -> pd.DataFrame:
+    """The arms as they ran, of a record's `runs`: a row each, with the optimiser's state in the last step of the first
+    seed, and the median speed."""
     rows = []
-    for arm in arms(histories):
-        infos = [history.info for (a, _), history in histories.items() if a == arm]
-        info, optimiser = infos[0], infos[0]["optimiser"]
-        rows.append(
-            {
-                "arm": arm,
-                "seeds": len(infos),
-                "parameters": info["parameters"],
-                "samples seen": info["samples_seen"],
-                "failed": sum(bool(histories[key].failed) for key in histories if key[0] == arm),
-                "optimiser": optimiser["name"],
-                "last lr": f"{optimiser['lr']:.2g}",
-                "last betas": f"{optimiser['beta1']:.3g}, {optimiser['beta2']:.3g}",
-                "decay": f"{optimiser['weight_decay']:g}",
-                "precision": ", ".join(sorted({i["precision"] for i in infos})),
-                "samples/s": pd.Series([i["samples_per_second"] for i in infos]).median(),
-            }
-        )
+    for arm, of in runs.groupby("arm", sort=False):
+        first = of.iloc[0]
+        row = {"arm": arm, "seeds": len(of), "parameters": first["parameters"], "samples seen": first["samples_seen"]}
+        row |= {"failed": int((of["failed"] != "").sum()), "optimiser": first["optimiser"]}
+        row |= {"last lr": f"{first['last_lr']:.2g}", "decay": f"{first['last_weight_decay']:g}"}
+        row["last betas"] = f"{first['last_beta1']:.3g}, {first['last_beta2']:.3g}"
+        row["precision"] = ", ".join(sorted(set(of["precision"])))
+        rows.append(row | {"samples/s": of["samples_per_second"].median()})
     return pd.DataFrame(rows)
 
 

@@ -24,11 +24,15 @@ class Arm:
 
 @dataclass(frozen=True)
 class Study:
-    """Arms, with the number of paired seeds from `first` on; 0 seeds: as many as the profile has."""
+    """Arms, with the number of paired seeds from `first` on; 0 seeds: as many as the profile has.
+
+    A record of it holds every metric, and what trivial predictors score, if `whole`; else what contrasts need.
+    """
 
     arms: tuple[str, ...]
     seeds: int = 0
     first: int = 0
+    whole: bool = False
 
 
 _LEGACY = "network of the earlier work (7^3 stem, four residual stages, global pooling, 6,977,954 parameters at 64^3)"
@@ -61,6 +65,15 @@ def patience(base: Config) -> int:
 def averaging(base: Config) -> float:
     """A moving average over the last tenth of the steps."""
     return 1 - 10 / max(steps(base), 20)
+
+
+# arms that a page trains itself, in a quarter of the steps
+SHORT = {f"{name}-short": name for name in ("legacy-onecycle", "stage1-onecycle", "sigmoid-2")}
+
+
+def shortened(name: str, arm: Arm) -> Arm:
+    """An arm in a quarter of the steps."""
+    return Arm({**arm.changes, "training.epochs": epochs(0.25)}, f"{name} in a quarter of the steps")
 
 
 def varied(source: str, **changes: Change) -> Arm:

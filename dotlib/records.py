@@ -22,6 +22,7 @@ CURVES = ("arm", "seed", "epoch", "train_loss", "validation_loss", "nrmse_mua", 
 KEYS = ["arm", "seed", "checkpoint", "metric", "channel"]
 DIGITS = "%.6g"
 TABLES = ("metrics", "epochs", "runs")
+WHOLE = ("details", "beside")  # of a whole record: every metric of the last checkpoint; the same of trivial predictors
 MOST, WIDEST = 2**28, 10_000  # bytes of a file, columns of a table
 # digests, some of which look like numbers
 TEXT = dict.fromkeys(("failed", "config", "data", "key", "test", "code", "commit"), str)
@@ -37,7 +38,8 @@ class Record:
     """A study's tables.
 
     `metrics`: arm, seed, checkpoint, metric, phantom, inclusion, channel, value; `epochs`: arm, seed and a row per
-    epoch; `runs`: a row per run with what it ran as, `failed` where it diverged; `source`: where they come from.
+    epoch; `runs`: a row per run with what it ran as, `failed` where it diverged; `source`: where they come from;
+    `beside`: rows like those of `metrics` of predictors that are no runs, where the record has them.
     """
 
     metrics: pd.DataFrame
@@ -45,6 +47,7 @@ class Record:
     runs: pd.DataFrame
     profile: str
     source: str
+    beside: pd.DataFrame | None = None
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -69,6 +72,7 @@ class About(Frozen):
 def save(found: Record, folder: Path) -> None:
     """Write metrics.csv (a column per phantom), epochs.csv, runs.csv and about.json, replacing what was there.
 
+    With predictors beside the runs, every metric of the last checkpoint is kept, in details.csv and beside.csv.
     Raises ResultsError where a larger record would be lost: one of a larger profile, or of more runs.
     """
     of = found.metrics.groupby(["metric", "channel"])
@@ -76,7 +80,16 @@ def save(found: Record, folder: Path) -> None:
     kept += [rows[rows["checkpoint"] == "last"] for rows in (of.get_group(c) for c in OF_LAST if c in of.groups)]
     wide = pd.concat(kept).pivot(index=KEYS, columns="phantom", values="value").reset_index()
     tables = dict(zip(TABLES, (wide, found.epochs[list(CURVES)], found.runs), strict=True))
+    if found.beside is not None:
+        other = found.metrics.loc[found.metrics["checkpoint"] == "last"].set_index(["metric", "channel"])
+        other = other.drop([*COLUMNS, *OF_LAST], errors="ignore").reset_index()
+        tables |= dict(zip(WHOLE, (_wide(other), _wide(found.beside)), strict=True))
     write(folder, tables, found.profile, len(found.runs))
+
+
+def _wide(rows: pd.DataFrame) -> pd.DataFrame:
+    """A column per phantom."""
+    return rows.pivot(index=[*KEYS, "inclusion"], columns="phantom", values="value").reset_index()
 
 
 def write(folder: Path, tables: Mapping[str, pd.DataFrame], profile: str, runs: int) -> None:
@@ -142,12 +155,26 @@ def load(folder: Path) -> Record:
     """A committed record. Raises ResultsError for one that is incomplete, changed, or of another base configuration."""
     about, texts = read(folder, TABLES)
     wide, epochs, runs = (table(texts[name], f"{folder}/{name}.csv", NEEDED[name], TEXT) for name in TABLES)
-    try:
-        metrics = wide.fillna({"channel": ""}).melt(KEYS, var_name="phantom").astype({"phantom": int, "value": float})
-    except ValueError as error:
-        raise ResultsError(f"{folder}/metrics.csv: {str(error).splitlines()[0]:.80}; accepted: numbers") from None
+    metrics, beside = _long(wide.assign(inclusion=-1), f"{folder}/metrics.csv"), None
+    if set(WHOLE) <= set(about.tables):
+        texts = read(folder, WHOLE)[1]
+        more, beside = (
+            _long(table(texts[name], where, [*KEYS, "inclusion"]), where)
+            for name, where in ((name, f"{folder}/{name}.csv") for name in WHOLE)
+        )
+        metrics = pd.concat([metrics, more], ignore_index=True)
     runs = runs.fillna({"failed": "", "key": ""})
-    return Record(metrics.assign(inclusion=-1), epochs, runs, about.profile, f"{folder.parent.name}/{folder.name}")
+    return Record(metrics, epochs, runs, about.profile, f"{folder.parent.name}/{folder.name}", beside)
+
+
+def _long(wide: pd.DataFrame, where: str) -> pd.DataFrame:
+    """A row per value; of inclusions, those that there are."""
+    try:
+        rows = wide.fillna({"channel": ""}).melt([*KEYS, "inclusion"], var_name="phantom")
+        rows = rows.astype({"phantom": int, "value": float})
+    except ValueError as error:
+        raise ResultsError(f"{where}: {str(error).splitlines()[0]:.80}; accepted: numbers") from None
+    return rows
 
 
 def table(text: str, where: str, needed: Iterable[str], kinds: Mapping[str, type] | type | None = None) -> pd.DataFrame:

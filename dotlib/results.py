@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from . import comparison, outcomes, study
 from . import config as configuration
-from . import outcomes, study
 from .arms import STUDIES
 from .config import ConfigError
+from .data import dataset
 from .records import Record, ResultsError, load, save
 from .trainer import History
 
@@ -62,7 +63,11 @@ def recorded(
 ) -> str:
     """Write the record of a study's finished runs, and of those that only the `earlier` one has; a line about it."""
     mine = record(found, profile, {key: wanted[key].data for key in found})
-    save(mine if earlier is None else joined(mine, earlier, wanted), folder)
+    whole = mine if earlier is None else joined(mine, earlier, wanted)
+    if configuration.named("study", STUDIES, folder.name).whole:
+        data = dataset.load(next(iter(wanted.values())).config.data)
+        whole = replace(whole, beside=comparison.trivial_rows(data))
+    save(whole, folder)
     there = 0 if earlier is None else len(earlier.runs)
     return f"recorded in {folder}: {len(found)} runs from here, {there} that were there"
 
@@ -75,6 +80,8 @@ def _row(arm: str, seed: int, history: History) -> dict:
     row["commit"] = str(info.get("commit", "unknown")) + "-dirty" * bool(info.get("dirty"))
     row |= {"steps": len(history.steps), "optimiser": optim["name"], "schedule": optim["schedule"], "lr": optim["lr"]}
     row |= {"beta2": optim["betas"][1], "weight_decay": optim["weight_decay"], "warmup": optim["warmup"]}
+    last = info["optimiser"]
+    row |= {f"last_{name}": last.get(name, np.nan) for name in ("lr", "beta1", "beta2", "weight_decay")}
     row |= {name: info[name] for name in ("precision", "micro", "compile", "device", "threads")}
     return row | {"torch": info["versions"]["torch"], "python": info["versions"]["python"]}
 

@@ -7,12 +7,12 @@ import pytest
 from scipy.stats import qmc
 
 from dotlib import arms, improvements, optim, reconstructions
-from dotlib.arms import ADAM, ARMS, CANDIDATES, FACTORIAL, SOBOL, STUDIES, TUNING
+from dotlib.arms import ADAM, ARMS, CANDIDATES, FACTORIAL, SHORT, SOBOL, STUDIES, TUNING
 from dotlib.config import ONECYCLE, PROFILES, ConfigError, Optim
 
 SIZES = ("quick", "full")
 EARLIER = {
-    name: arm for name, arm in ARMS.items() if name not in improvements.ARMS | reconstructions.ARMS
+    name: arm for name, arm in ARMS.items() if name not in improvements.ARMS | reconstructions.ARMS | SHORT
 }  # of sections 4.2 and 4.3
 POINT = {"lr": 2e-3, "weight_decay": 3e-3, "warmup": 0.1}  # made up
 RANGES = {"lr": (3e-4, 3e-2), "warmup": (0.05, 0.5)}
@@ -233,7 +233,8 @@ def test_studies_are_of_known_arms_and_their_declared_seeds():
     seeds = {name: (study.seeds, study.first) for name, study in STUDIES.items()}
     assert seeds.pop("4.3-tuning") == (1, 1000)
     assert seeds == {
-        "4.2-baseline": (0, 0), "4.3-ends": (10, 0), "4.3-factorial": (5, 0), "4.3-additions": (3, 0),
+        "4.2-baseline": (0, 0), "4.2-shown": (1, 0), "4.4-maps": (0, 0),
+        "4.3-ends": (10, 0), "4.3-factorial": (5, 0), "4.3-additions": (3, 0),
         "4.3-sensitivity": (3, 0), "4.4-shown": (0, 0), "4.4-gates": (10, 0), "4.4-attention": (3, 0),
         "4.5-roadmap": (3, 0), "4.5-add-one-in": (3, 0), "4.5-leave-one-out": (3, 0), "4.5-data": (3, 0),
         "4.5-best": (1, 0), "4.6-shown": (2, 0), "4.6-control": (1, 0), "4.6-inputs": (3, 0), "4.6-networks": (3, 0),

@@ -89,8 +89,9 @@ def tuned():
 
 
 def picture(*_):
-    volume = torch.linspace(0, 1, 2 * 8**3).reshape(2, 8, 8, 8)
-    return volume, {"Gauss-Newton": volume.numpy() / 2, "network": volume.numpy() * 0.9}, 3
+    volume = torch.linspace(0, 1, 2 * 8**3).reshape(2, 8, 8, 8).numpy()
+    predictions = {"Gauss-Newton": volume / 2, "network": volume * 0.9}
+    return inverse_picture.Shown(None, None, volume, predictions, {"network": volume / 9}, 3)
 
 
 def executed(monkeypatch, root, here, evidence):

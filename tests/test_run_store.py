@@ -10,7 +10,7 @@ import yaml
 from tiny import Inline, a_run
 
 from dotlib import __main__ as command
-from dotlib import arms, checkpoint, records, run_store, study, trainer
+from dotlib import arms, checkpoint, records, run_store, study, trainer, trivial
 from dotlib.config import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -230,7 +230,13 @@ def test_export_writes_what_is_finished(project, capsys, monkeypatch):
     found = records.load(project / "results" / "4.2-baseline")
     assert found.runs[["arm", "seed"]].values.tolist() == [["stage1-adam", 1]]
     about = json.loads((project / "results" / "4.2-baseline" / "about.json").read_text())
-    assert about["runs"] == 1 and set(about["tables"]) == {"metrics", "epochs", "runs"}
+    assert about["runs"] == 1 and set(about["tables"]) == {"metrics", "epochs", "runs", "details", "beside"}
+    keys, every = ["checkpoint", "metric", "phantom", "inclusion", "channel"], wanted["stage1-adam", 1].result().metrics
+    every = every[(every["checkpoint"] == "last") | every["metric"].isin(["nrmse", "legacy_rmse"])]
+    kept = found.metrics.set_index(keys)["value"].sort_index()  # a whole record: every metric, contrasts of inclusions
+    assert {"crc", "background_noise"} <= set(every["metric"])
+    assert kept.to_numpy() == pytest.approx(every.set_index(keys)["value"].sort_index(), rel=1e-5, nan_ok=True)
+    assert set(found.beside["arm"]) == set(trivial.PREDICTORS) and set(found.beside["metric"]) >= {"rmse", "nrmse"}
     shutil.rmtree(project / "runs")
     wanted["stage1-adam", 0].result()
     assert command.main(export) == 0  # the other, which only the record has, stays in it

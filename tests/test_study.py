@@ -128,7 +128,8 @@ def test_curves_and_summary_show_a_diverged_run(diverged):
     curves = outcomes.epochs(found)
     assert curves.groupby(["arm", "seed"]).size().to_dict() == {key: 2 for key in found if key != BROKEN}
     assert curves.epoch.dtype.kind == curves.seed.dtype.kind == "i"
-    assert outcomes.summary(found).set_index("arm").failed.to_dict() == {"stage1-adam": 0, "stage1-onecycle": 1}
+    runs = results.record(found, "smoke").runs
+    assert outcomes.summary(runs).set_index("arm").failed.to_dict() == {"stage1-adam": 0, "stage1-onecycle": 1}
 
 
 def test_study_whose_every_run_diverged_is_one_line(diverged):

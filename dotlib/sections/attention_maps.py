@@ -1,13 +1,17 @@
 """Section 4.4: how gates start, and what their maps find, as tables of `localisation.table`; exploratory throughout."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
-from .. import arms
+from .. import arms, localisation, outcomes, study
 from ..data import phantoms
 from ..inference import network
-from ..localisation import GRADIENT, INPUT, MAP, MUA, NORM, RANDOM, entering, gate_of
+from ..localisation import GRADIENT, INPUT, MAP, MUA, NORM, RANDOM, Scores, entering, gate_of
+from ..recipes import SHORT
 from ..stats import Interval
 from .attention_costs import GROUPS, PLAIN
 from .measured import over_seeds
@@ -18,6 +22,25 @@ AWAY, OPEN, FINDS = "looks away", "not resolved", "finds"  # negative results fi
 LESS, MORE = "less", "more"
 MEASURES = ["auc", "ap", "prevalence"]
 BESIDE = ["arm", "stage", "map less", "seeds", "AUC", "interval", "word", "random as high"]
+
+
+def networks(
+    profile: str, seeds: int, store: Path, on: str = "cpu"
+) -> tuple[dict[tuple[str, int], nn.Module], dict[str, str]]:
+    """The networks whose maps the page shows, trained here where they are not, by the name of the whole arm and seed;
+    and what they ran as.
+
+    Short of the full profile those of `4.4-maps`, in a quarter of the steps.
+    """
+    name = "4.4-shown" if profile == "full" else "4.4-maps"
+    histories = study.results(name, profile, seeds, store)
+    found = localisation.networks(name, profile, seeds, store, on)
+    return {(SHORT.get(arm, arm), seed): m for (arm, seed), m in found.items()}, outcomes.provenance(histories)
+
+
+def layers(scores: Scores) -> dict[str, np.ndarray]:
+    """The first phantom's first draw of each score, (D, H, W), by name."""
+    return {f"{score}, {stage}": values[0, 0].cpu().numpy() for (stage, score), values in scores.items()}
 
 
 def stages_of(arm: str, profile: str) -> list[str]:
