@@ -1,6 +1,7 @@
 """What the tests share: which marked tests can run here, processes that may be killed, and runs of tiny networks."""
 
 import functools
+import importlib.util
 import multiprocessing
 import os
 import shutil
@@ -10,6 +11,7 @@ import pytest
 
 os.environ.setdefault("WANDB_MODE", "disabled")  # no recorder but where a test is of one
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+DRIVERS = ("playwright", "axe_playwright_python")
 
 
 def pytest_addoption(parser):
@@ -21,8 +23,11 @@ def pytest_runtest_setup(item):
         pytest.skip("slow: runs with --slow")
     if item.get_closest_marker("slurm") and (why := no_slurm()):
         pytest.skip(why)
-    if item.get_closest_marker("browser") and not any(map(shutil.which, CHROMIUM)):
-        pytest.skip("no Chromium on this machine")
+    if item.get_closest_marker("browser"):
+        if not any(map(shutil.which, CHROMIUM)):
+            pytest.skip("no Chromium on this machine")
+        if missing := [name for name in DRIVERS if not importlib.util.find_spec(name)]:
+            pytest.skip(f"no {missing[0]}: make browser installs it")
     if item.get_closest_marker("gpu"):
         import torch  # kept out of the start of every other test
 
