@@ -1,11 +1,13 @@
 """The project's own rules: floors, dependencies, notebooks, wording."""
 
+import argparse
 import ast
 import graphlib
 import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,10 +19,14 @@ import pytest
 import yaml
 
 import dotlib
+from dotlib import __main__ as command_line
+from dotlib.arms import STUDIES
+from dotlib.config import PROFILES
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+DOCS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))
 
 # Module: its floor, then the modules of the same floor that it may import.
 FLOORS = {
@@ -448,12 +454,128 @@ BANNED = re.compile(
 
 
 def test_wording_is_plain():
-    folders = (ROOT / name for name in ("dotlib", "tests", "notebooks", "benchmarks", "results"))
+    folders = (ROOT / name for name in ("dotlib", "tests", "notebooks", "benchmarks", "results", "docs", "figures"))
     paths = {*ROOT.iterdir(), *(path for folder in folders for path in folder.rglob("*"))} - {Path(__file__).resolve()}
     found = {
         f"{path.relative_to(ROOT)}: {match.group()}"
         for path in paths
-        if path.suffix in {".py", ".md", ".ipynb", ".toml", ".yml", ".txt"}
+        if path.suffix in {".py", ".md", ".ipynb", ".toml", ".yml", ".txt", ".cff"}
         for match in BANNED.finditer(path.read_text(encoding="utf-8"))
     }
     assert found == set()
+
+
+def links(text):
+    """Where a page's links and pictures lead, but those to the web; code is none."""
+    prose = re.sub(r"^ *```.*?^ *```|`[^`]*`", "", text, flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"\[[^\[\]]*\]\(([^()\s]+)\)", prose)
+    return {target for target in targets if not re.match(r"https?:", target)}
+
+
+def anchors(text):
+    """What may follow a # in a link to a page: its headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda path: path.name)
+def test_links_lead_to_what_there_is(page):
+    text, broken = page.read_text(encoding="utf-8"), []
+    for target in links(text):
+        path, _, anchor = target.partition("#")
+        to = page.parent / path if path else page
+        if not to.is_file() or (anchor and anchor not in anchors(to.read_text(encoding="utf-8"))):
+            broken.append(target)
+    assert broken == []
+
+
+def commands(text):
+    """The lines of a page's code blocks that are commands, and what stands between backticks."""
+    plain = re.sub(r"^ *```python$.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    lines = re.findall(r"^    +((?:\S+=\S* )*(?:\.venv/bin/|dotlib |make ).+)$", plain, re.MULTILINE)
+    rest = re.sub(r"^    .*$", "", plain, flags=re.MULTILINE)
+    return lines, [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", rest)]
+
+
+def parser_of(words):
+    """The parser of a command, and of the verb after it, as far as the words name them; None where one does not."""
+    parser = command_line._parser()
+    for word in words:
+        choices = next((a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)), None)
+        if choices is None or not re.match(r"[a-z]", word):
+            return parser
+        if (parser := choices.get(word)) is None:
+            return None
+    return parser
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda path: path.name)
+def test_commands_of_a_page_are_those_of_the_command_line(page):
+    """Whole lines are parsed, and name known studies and profiles; of the rest, command and options are known."""
+    lines, spans = commands(page.read_text(encoding="utf-8"))
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if words[0].rpartition("/")[2] == "dotlib":
+            given = command_line._parser().parse_args(words[1:])
+            assert getattr(given, "study", "4.2-baseline") in STUDIES, line
+            assert getattr(given, "profile", "quick") in PROFILES, line
+    for words in (span.split() for span in spans if span.startswith("dotlib ")):
+        parser = parser_of(words[1:])
+        assert parser is not None, " ".join(words)
+        known = {option for action in parser._actions for option in action.option_strings}
+        assert {word for word in words if word.startswith("-")} <= known, " ".join(words)
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda path: path.name)
+def test_make_targets_of_a_page_are_those_of_the_makefile(page):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
+    lines, spans = commands(page.read_text(encoding="utf-8"))
+    for line in [*lines, *spans]:
+        words = [word for word in shlex.split(line, comments=True) if not re.match(r"[A-Z]+=", word)]
+        if words[:1] == ["make"]:
+            assert set(words[1:]) <= targets, line
+
+
+def test_every_command_has_a_line():
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    parser = command_line._parser()
+    every = next(a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    assert {name for name in every if f"dotlib {name} " not in text} == set()
+
+
+def test_map_has_every_notebook_and_study():
+    """A study is named whole, or by what follows its section's number."""
+    rows = re.findall(r"^\| (4\.\d) .*$", text := DOCS[0].read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows == [path.name[:3] for path in NOTEBOOKS]
+    for name in [f"(notebooks/{path.name})" for path in NOTEBOOKS]:
+        assert name in text
+    for name in STUDIES:
+        row = re.search(rf"^\| {name[:3]} .*$", text, re.MULTILINE)[0]
+        assert f"`{name}`" in row or f"`{name[3:]}`" in row, name
+
+
+def test_modules_page_has_every_module_and_no_other():
+    text = (ROOT / "docs" / "modules.md").read_text(encoding="utf-8")
+    named = {pattern: set(ROOT.glob(pattern)) for pattern in re.findall(r"`(dotlib/[\w/*]+\.py)`", text)}
+    assert [pattern for pattern, paths in named.items() if not paths] == []
+    modules = {path for path in MODULES.values() if path.name != "__init__.py"}
+    assert {str(path.relative_to(ROOT)) for path in modules - set().union(*named.values())} == set()
+
+
+def test_citation_agrees_with_pyproject():
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(found) and found["cff-version"] == "1.2.0"
+    assert (found["version"], found["license"]) == (PROJECT["version"], PROJECT["license"])
+    holder = re.search(r"^Copyright \(c\) \d+, (.+)$", (ROOT / "LICENSE").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    assert [author["name"] for author in found["authors"]] == [holder]
+
+
+def test_rules_of_pages_see_the_fault():
+    text = "[a](docs/x.md) `[b](no.md)`\n![c\nd](f.png) [e](https://e.org)\n```python\n[g](h)\n```\n# Two words: `x`"
+    assert links(text) == {"docs/x.md", "f.png"} and anchors(text) == {"two-words-x"}
+    lines, spans = commands("    .venv/bin/dotlib x  # y\n`dotlib\nruns`\n```python\n    make z\n```\n    A=1 make b\n")
+    assert lines == [".venv/bin/dotlib x  # y", "A=1 make b"] and spans == ["dotlib runs"]
+    assert parser_of(["nothing"]) is None and parser_of(["runs", "nothing"]) is None
+    assert parser_of(["runs", "rm"]).prog == "dotlib runs rm"
+    assert parser_of(["study", "NAME", "--on"]).prog == "dotlib study"
