@@ -148,8 +148,9 @@ def test_notebook_runs_in_jupyterlab_and_its_viewer_follows_a_slider(browser, la
     broken = []
     page.on("pageerror", lambda error: broken.append(str(error)))
     page.goto(f"{lab}/lab/tree/notebooks/{NOTEBOOK}.ipynb")
-    page.get_by_role("menuitem", name="Run", exact=True).click(timeout=120_000)
-    page.get_by_text("Run All Cells", exact=True).click()
+    page.get_by_text(re.compile(r"Python 3 .*\| Idle")).wait_for(timeout=120_000)  # the kernel is ready by itself
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All( Cells)?$")).click()
     planes = page.locator("img.widget-image, .widget-image img")
     planes.nth(2).wait_for(timeout=300_000)
     assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").filter(
