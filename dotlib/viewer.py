@@ -189,11 +189,16 @@ class Viewer:
     def __repr__(self) -> str:
         return f"Viewer of {', '.join(self.layers)}"
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         file = io.BytesIO()
         self.figure().savefig(file, format="png", dpi="figure")
         picture = base64.b64encode(file.getvalue()).decode()
-        return self.box._repr_mimebundle_() | {"text/plain": repr(self), "image/png": picture}
+        place = ", ".join(
+            f"{letter} = {axis[i]:.4g}" for letter, axis, i in zip("xyz", self.axes, self.start, strict=True)
+        )
+        words = f"Three planes through {place} mm of the volumes that the viewer shows: {', '.join(self.layers)}."
+        bundle = self.box._repr_mimebundle_() | {"text/plain": repr(self), "image/png": picture}
+        return bundle, {"image/png": {"alt": words}}
 
     def _choose(self, _: Any = None) -> None:
         """Another layer or channel: its colour bar and its planes."""

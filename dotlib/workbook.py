@@ -87,6 +87,7 @@ def _written(paths: Sequence[Path], book: Path, given: Mapping[str, object]) -> 
         for stale in (book / "figures").glob(f"{path.stem.split('-')[0]}-*"):
             stale.unlink()  # what this notebook does not write again leaves the gallery
         failures += execute(path, book / path.name, given)
+        without_widgets(book / path.name)
     for name, page in pages.write(book).items():
         checkpoint.write(book / name, page.encode(), durable=False)
     if failures:
@@ -112,8 +113,9 @@ def execute(path: Path, to: Path, given: Mapping[str, object]) -> list[str]:
     print(f"{path} -> {to}", file=sys.stderr)
     try:
         papermill.execute_notebook(
-            path, to, dict(given), kernel_name="python3", progress_bar=sys.stderr.isatty(), log_output=False
-        )
+            path, to, dict(given), kernel_name="python3", progress_bar=sys.stderr.isatty(), log_output=False,
+            extra_arguments=["--Application.log_level=40"],  # kernels warn of TCP, which stays on this machine
+        )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         return [f"{path}, cell [{error.exec_count}]: {error.ename}: {(error.evalue.splitlines() or [''])[0]}"]
     except DeadKernelError as error:  # out of memory, say: papermill leaves no trace of it
@@ -125,3 +127,12 @@ def execute(path: Path, to: Path, given: Mapping[str, object]) -> list[str]:
         error.filename = error.filename or str(to)
         raise
     return []
+
+
+def without_widgets(path: Path) -> None:
+    """Leave out what an executed notebook's widgets hold: without a kernel their pictures show as much."""
+    import nbformat
+
+    if path.is_file() and "widgets" in (notebook := nbformat.read(path, as_version=4)).metadata:
+        del notebook.metadata["widgets"]
+        checkpoint.write(path, (nbformat.writes(notebook) + "\n").encode(), durable=False)

@@ -259,11 +259,13 @@ def test_bad_input_is_one_line(given, line):
 @pytest.mark.parametrize("only", [False, True])
 def test_it_is_shown_as_widgets_and_as_a_picture(shown, only):
     shown = viewer.view(attention={"a": drawn(3, SHAPE)}) if only else shown
-    bundle = shown._repr_mimebundle_()
+    bundle, about = shown._repr_mimebundle_()
     assert bundle[VIEW]["model_id"] == shown.box.model_id
     assert bundle["text/plain"] == f"Viewer of {', '.join(shown.layers)}"
     picture = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"])))
     assert picture.format == "PNG" and picture.width > 600
+    said = about["image/png"]["alt"]
+    assert said.startswith("Three planes through x = ") and all(name in said for name in shown.layers)
 
 
 def test_the_picture_shows_truth_and_predictions_where_it_opened(shown):
@@ -282,7 +284,7 @@ def test_the_picture_shows_truth_and_predictions_where_it_opened(shown):
 
 
 def test_a_page_without_widgets_holds_the_picture(shown):
-    bundle = shown._repr_mimebundle_()
+    bundle, _ = shown._repr_mimebundle_()
     cell = nbformat.v4.new_code_cell("v", outputs=[nbformat.v4.new_output("display_data", data=bundle)])
     page, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
     assert bundle["image/png"] in page.replace("\n", "") and shown.box.model_id not in page

@@ -93,6 +93,16 @@ def test_failure_is_one_line_and_hides_no_other_notebook(run):
     assert said == [False, True]
 
 
+def test_copies_hold_no_widgets(tmp_path):
+    notebook = nbformat.v4.new_notebook(metadata={"widgets": {"a": 1}, "kept": 2})
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    for _ in range(2):
+        workbook.without_widgets(tmp_path / "a.ipynb")
+        assert nbformat.read(tmp_path / "a.ipynb", as_version=4).metadata == {"kept": 2}
+    workbook.without_widgets(tmp_path / "none.ipynb")
+    assert not (tmp_path / "none.ipynb").exists()
+
+
 def test_parameters_and_profile_reach_the_notebook(run):
     book, _ = run
     assert (book / "figures" / "4.1-seeds.csv").read_text() == "seeds_used\n7\n"
