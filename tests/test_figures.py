@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import matplotlib
 import nbformat
@@ -22,6 +23,7 @@ assert recorded and profile == "full"
 book = Book("4.3", profile, Path("build/recorded/figures"))
 book.save(pd.DataFrame({"n": [NUMBER]}), "ends", "Ends.", task="none", n=1, inputs={})
 """
+ROOT = Path(__file__).resolve().parents[1]
 SCOPE = {"task": "none", "n": 1, "inputs": {}}
 needs_tex = pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex on this machine")
 
@@ -137,3 +139,16 @@ def test_what_a_thesis_would_refuse_is_named(tmp_path, body, fault):
     if "Metric (TFM) file" in done.stdout or not (tmp_path / "t.pdf").is_file():
         pytest.skip("no font of bitmaps on this machine")
     assert [line for line in thesis.refused(tmp_path / "t.pdf") if fault in line]
+
+
+def test_committed_figures_are_whole_and_of_recorded_runs():
+    """Each file that a sidecar lists is there and no other; each run that a number rests on is one of results/."""
+    found = report.sidecars(ROOT / "figures")
+    listed = {name for record in found for name in (*record["files"], f"{record['name']}.json")}
+    assert len(found) > 90
+    assert {path.name for path in (ROOT / "figures").iterdir()} == listed | {"all.tex", "index.md", "references.bib"}
+    runs = pd.concat([pd.read_csv(path, dtype=str) for path in sorted((ROOT / "results").glob("*/runs.csv"))])
+    known = set(runs["config"] + ", code " + runs["code"])
+    rests = {value for record in found for value in record["inputs"].values() if ", code " in str(value)}
+    assert rests and not rests - known
+    assert not any(record["provenance"]["dirty"] for record in found)
