@@ -133,15 +133,17 @@ def arithmetic() -> pd.DataFrame:
 def contrast(records: Mapping[str, Any]) -> pd.DataFrame:
     """Better tumour contrast, a row a gate: the improvement of |1 - crc| of mua, per seed the median over inclusions.
 
-    From the first of `records`, by study, that has crc; committed ones do not. Student's interval over seeds, 95 %,
-    without the seeds in which a run failed. crc is the contrast that is recovered: 1 is all of it.
+    From the first of `records`, by study, that has crc. Student's interval over seeds, 95 %, without the seeds in which
+    a run failed. crc is the contrast that is recovered: 1 is all of it.
     """
     having = {name: record for name, record in records.items() if record is not None and _has_crc(record)}
     study, record = next(iter(having.items()), ("", None))
     rows = []
     for h in H3:
         found, failed = Interval(), 0
-        note = f"study {study}, |1 - crc| of mua, over seeds alone" if study else "no record at hand has crc"
+        note = "no record at hand has crc"
+        if study:
+            note = f"study {study}, |1 - crc| of mua, over seeds alone; {hypotheses_architecture.CONTROLS}"
         if record is not None:
             table, failed = shortfall(record, [h.a, h.b]), failures(record, [h.a, h.b])
             if len(table):

@@ -22,7 +22,7 @@ STUDIES = ("4.5-add-one-in", "4.5-leave-one-out", "4.5-data", "4.5-roadmap", "4.
 WEAK = ("refuted", "not computed", "not resolved", NO_PROMISE, "confirmed")  # what is not computed may be refuted
 PREMISE = "H7, premise"
 _GATE = "10-15 % better mua by spatial attention"
-_CONTROLS = "it is attention's doing only where it exceeds both controls of section 4.4"
+CONTROLS = "it is attention's doing only where it exceeds both controls of section 4.4"
 _SAMPLED = "task reconstruct; trained with pairs chosen so and at random, each tested with its own"
 _LIGHT = "task reconstruct"
 _AT_ONCE = "data size, tumour size and optimiser change at once"
@@ -48,7 +48,7 @@ HYPOTHESES = (
         "stage1-phase0", 20, 30, note=_AT_ONCE,
     ),
     *(
-        Hypothesis(f"H3, gate {how}", _GATE, arm, "stage1-onecycle", 10, 15, standing="primary", note=_CONTROLS)
+        Hypothesis(f"H3, gate {how}", _GATE, arm, "stage1-onecycle", 10, 15, standing="primary", note=CONTROLS)
         for how, arm in (("as specified", "sigmoid-2"), ("from identity", "identity-2"))
     ),
     *(
