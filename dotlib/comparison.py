@@ -101,7 +101,7 @@ def answer(rows: pd.DataFrame, table: pd.DataFrame, trained: Iterable[str]) -> s
     """What the tables say, in Markdown: each primary contrast, and the arms against the ellipsoid without tumours."""
     lines = []
     for _, row in table[table["verdict"] != "secondary"].iterrows():
-        effect = f"{row['effect, %']:+.1f} % {row['95 % interval']}, lower in {row['lower in']}"
+        effect = f"{row['effect, %']:+.1f} %, unadjusted {row['95 % interval']}, lower in {row['lower in']}"
         lines.append(f"* **{row['contrast']}**, {row['error']}: {row['verdict']} ({effect}).")
     for label, column, better in CLAIMS:
         level = per_seed(rows, REFERENCE, column)[0]

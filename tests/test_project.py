@@ -412,6 +412,17 @@ def test_notebook_keeps_the_rules(path):
     assert notebook_faults(json.loads(path.read_text(encoding="utf-8"))) == set()
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_two_figures_or_tables_of_a_notebook_share_a_name(path):
+    """The later one would take the former's files."""
+    codes = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    names = []
+    for node in [node for cell in codes for node in ast.walk(ast.parse("".join(cell["source"])))]:
+        saved = isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("show", "save")
+        names += [a.value for a in node.args[1:2] if saved and isinstance(a, ast.Constant)]
+    assert len(names) > 5 and sorted(set(names)) == sorted(names)
+
+
 def notebook_of(*sources, tags=("parameters",), **changes):
     """A notebook of code cells, the first of them tagged; `changes` go into every cell."""
     cell = {"cell_type": "code", "outputs": [], "execution_count": None}

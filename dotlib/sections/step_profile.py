@@ -206,8 +206,8 @@ def answer(run: pd.DataFrame, history: trainer.History) -> str:
     judged = f"{verdict} the target of {TARGET:.0%}" if seconds >= JUDGED else "too short to judge"
     lines = [
         f"* Checkpoints, tracking and monitoring took {share:.1%} of {seconds:.1f} s: {judged} (target: {TARGET:.0%}, "
-        f"for {JUDGED:g} s or more). A long run writes a checkpoint every {trainer.SAVE_EVERY:g} s at most, and so "
-        "rarely that it takes a hundredth of the time.",
+        f"for {JUDGED:g} s or more). A long run writes checkpoints at least {trainer.SAVE_EVERY:g} s apart, and so "
+        "rarely that they take a hundredth of the time.",
         f"* An epoch with its validation took {history.epochs['seconds'][1:].median():.2f} s (median after the first).",
         f"* GPU utilisation (NVML busy time): {busy:.0%}, target above {BUSY:.0%}."
         if busy == busy
