@@ -34,7 +34,8 @@ def judge(
 
 
 def homogeneous(truth: Tensor, fraction: Tensor) -> Tensor:
-    """The homogeneous medium of least squared error, as volumes (P, 2, D, H, W): no fit to readings can be better."""
+    """The homogeneous medium of least squared error, as volumes (P, 2, D, H, W): no fit to readings can
+    be better in all of the tissue."""
     share = (truth * fraction).sum((2, 3, 4), keepdim=True) / fraction.square().sum((2, 3, 4), keepdim=True)
     return share * fraction
 

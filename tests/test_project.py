@@ -418,8 +418,8 @@ def test_no_two_figures_or_tables_of_a_notebook_share_a_name(path):
     codes = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     names = []
     for node in [node for cell in codes for node in ast.walk(ast.parse("".join(cell["source"])))]:
-        saved = isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("show", "save")
-        names += [a.value for a in node.args[1:2] if saved and isinstance(a, ast.Constant)]
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("show", "save"):
+            names += [argument.value for argument in node.args[1:2] if isinstance(argument, ast.Constant)]
     assert len(names) > 5 and sorted(set(names)) == sorted(names)
 
 

@@ -9,7 +9,7 @@ from .measured import below, spread, standing
 from .optimisers import all_failed, runs_of
 from .optimisers import gaps as ratios
 
-STABLE = 5.0  # per cent: the sd over seeds that the specification's criterion of stability is given
+STABLE = 5.0  # per cent: the sd over seeds that is called stable; a threshold of ours
 
 
 def stability(record) -> pd.DataFrame:
