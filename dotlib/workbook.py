@@ -24,7 +24,7 @@ def run(
 ) -> Path:
     """Execute the notebooks in order, from the working directory, and return `folder/<profile>/index.html`.
 
-    `notebooks` is a folder or one notebook; the others' pages then stay as they are. All notebooks are executed and
+    `notebooks` is a folder or one notebook; the others' copies then stay as they are. All notebooks are executed and
     all executed copies kept before WorkbookError tells which of them failed. Raises ValueError, with nothing launched,
     where there is no notebook or one of them does not know a parameter.
     """
@@ -46,7 +46,7 @@ def render(folder: Path = Path("build"), notebooks: Path = Path("notebooks"), fi
     import nbformat
     import papermill
 
-    book, prepared = folder / "recorded", []
+    book, prepared = folder / pages.RECORDED, []
     (book / "prepared").mkdir(parents=True, exist_ok=True)
     for path in sorted(notebooks.glob("*.ipynb")):
         if "recorded" in papermill.inspect_notebook(path):

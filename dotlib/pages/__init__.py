@@ -19,6 +19,7 @@ from ..report import sidecars
 from ..shown import html, readable
 
 ANSWER = "answer"  # tag of the cell whose output answers a notebook's question
+RECORDED = "recorded"  # in the place of a profile: what `make figures` renders
 FRONT = ("roadmap-table", "criteria", "verdicts")  # tables that the first page holds whole, by the ends of their names
 # what a cell's output is shown as: the first that it has; a widget is shown by its picture
 KINDS = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
@@ -63,10 +64,10 @@ class Chapter:
 
     @property
     def answer(self) -> Markup:
-        """What the cell tagged `answer` wrote."""
+        """What the cell tagged `answer` wrote last."""
         tagged = [cell for cell in self.cells if ANSWER in cell["metadata"].get("tags", [])]
         outputs = [output.get("data", {}).get("text/markdown", "") for cell in tagged for output in cell["outputs"]]
-        return Markup(markdown("\n\n".join("".join(text) for text in outputs)))
+        return Markup(markdown("".join(outputs[-1]) if outputs else ""))
 
     @property
     def failed(self) -> bool:
@@ -95,7 +96,7 @@ def write(book: Path) -> dict[str, str]:
     """All pages of `book`, which is `folder/<profile>`: file names and contents."""
     chapters = [Chapter(path) for path in sorted(book.glob("*.ipynb"))]
     records = [_record(record, book / "figures") for record in sidecars(book / "figures")]
-    shared = {"profile": book.name, "chapters": chapters}
+    shared = {"mark": "recorded results" if book.name == RECORDED else f"{book.name} profile", "chapters": chapters}
     made = {f"{chapter.stem}.html": chapter_page(chapter, **shared) for chapter in chapters}
     groups = {kind: _by_chapter((r for r in records if r["kind"] == kind), chapters) for kind in ("figure", "table")}
     for kind, those in groups.items():
@@ -120,7 +121,11 @@ def chapter_page(chapter: Chapter, **shared: Any) -> str:
     body, _ = exporter.from_filename(str(chapter.path))
     sections = re.findall(r'<h2 id="([^"]*)">(.*?)<a class="anchor-link"', body)
     colours = HtmlFormatter(style="default").get_style_defs(".highlight")
-    parts = {"body": Markup(body), "sections": [(i, Markup(text)) for i, text in sections], "colours": Markup(colours)}
+    parts = {
+        "body": Markup(body),
+        "sections": [(Markup(i), Markup(text)) for i, text in sections],
+        "colours": Markup(colours),
+    }
     return _render("chapter.html", chapter=chapter, title=chapter.title, **parts, **shared)
 
 
