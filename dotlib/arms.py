@@ -134,7 +134,7 @@ _ENDS = ("stage1-adam", "stage1-onecycle", "adam-constant", "adamw-onecycle-mome
 STUDIES: dict[str, Study] = {
     "4.2-baseline": Study(tuple(BASELINES), whole=True),
     "4.2-shown": Study(("legacy-onecycle-short", "stage1-onecycle-short"), 1),
-    "4.4-maps": Study(("stage1-onecycle-short", "sigmoid-2-short")),
+    "4.4-maps": Study(("stage1-onecycle-short", "sigmoid-2-short"), 2),
     "4.3-tuning": Study(sum(TUNING.values(), ()), 1, TUNING_SEED),
     "4.3-ends": Study(_ENDS, 10),
     "4.3-factorial": Study((*FACTORIAL, "adam-constant-b95", "adamw-onecycle-momentum-b95"), 5),

@@ -233,7 +233,7 @@ def test_studies_are_of_known_arms_and_their_declared_seeds():
     seeds = {name: (study.seeds, study.first) for name, study in STUDIES.items()}
     assert seeds.pop("4.3-tuning") == (1, 1000)
     assert seeds == {
-        "4.2-baseline": (0, 0), "4.2-shown": (1, 0), "4.4-maps": (0, 0),
+        "4.2-baseline": (0, 0), "4.2-shown": (1, 0), "4.4-maps": (2, 0),
         "4.3-ends": (10, 0), "4.3-factorial": (5, 0), "4.3-additions": (3, 0),
         "4.3-sensitivity": (3, 0), "4.4-shown": (0, 0), "4.4-gates": (10, 0), "4.4-attention": (3, 0),
         "4.5-roadmap": (3, 0), "4.5-add-one-in": (3, 0), "4.5-leave-one-out": (3, 0), "4.5-data": (3, 0),
