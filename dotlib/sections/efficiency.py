@@ -45,7 +45,7 @@ class Size:
 
 SIZES = {
     "smoke": Size(rounds=1, epochs=2, batches=2, run_epochs=2, product=256, tracking="disabled"),
-    "quick": Size(rounds=3, epochs=2, batches=4, run_epochs=6, product=1024, tracking="offline"),
+    "quick": Size(rounds=3, epochs=2, batches=2, run_epochs=6, product=1024, tracking="offline"),
     "full": Size(rounds=3, epochs=2, batches=4, run_epochs=3, product=2048, tracking="offline", compiler=True),
 }
 ON_GPU = {"batches": 64, "product": 8192}  # a GPU's epoch of few batches would be all start and end
