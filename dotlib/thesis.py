@@ -50,6 +50,11 @@ def gather(folders: Sequence[Path], draft: bool) -> dict[str, tuple[Path, dict]]
     return dict(sorted(found.items()))
 
 
+def cited(found: dict[str, tuple[Path, dict]]) -> list[str]:
+    """The keys of all sources, sorted."""
+    return sorted({key for _, record in found.values() for key in record["cites"]})
+
+
 def document(found: dict[str, tuple[Path, dict]], titles: dict[str, str], folder: Path) -> str:
     """The LaTeX source, which lies in `folder`: a section a chapter, then the sources."""
     used = sorted({os.path.relpath(where, folder) for where, _ in found.values()})
@@ -62,9 +67,8 @@ def document(found: dict[str, tuple[Path, dict]], titles: dict[str, str], folder
             lines += [rf"\section*{{{latex(titles.get(chapter, chapter))}}}"]
             lines += [rf"\addcontentsline{{toc}}{{section}}{{{latex(titles.get(chapter, chapter))}}}"]
         lines += [rf"\input{{{os.path.relpath(where, folder)}/{name}.tex}}", r"\clearpage"]
-    if any(record["cites"] for _, record in found.values()):
-        bibliographies = ",".join(f"{path}/references" for path in used)
-        lines += [r"\bibliographystyle{plain}", rf"\bibliography{{{bibliographies}}}"]
+    if cited(found):
+        lines += [r"\bibliographystyle{plain}", r"\bibliography{references}"]
     return "\n".join((*lines, r"\end{document}", ""))
 
 
@@ -82,9 +86,12 @@ def compile(folders: Sequence[Path], notebooks: Path, folder: Path, draft: bool 
     for stale in folder.glob("thesis.*"):
         stale.unlink()
     checkpoint.write(folder / "thesis.tex", document(found, titles, folder).encode(), durable=False)
+    known = report.sources()
+    bibliography = "".join(f"{known[key]}\n\n" for key in cited(found))
+    checkpoint.write(folder / "references.bib", bibliography.encode(), durable=False)
     run = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "thesis.tex"]
     _call(run, folder)
-    if any(record["cites"] for _, record in found.values()):
+    if bibliography:
         _call(["bibtex", "thesis"], folder)
         _call(run, folder)
     _call(run, folder)

@@ -89,7 +89,7 @@ def folders(tmp_path, drawn):
     table = pd.DataFrame({"n": [1]})
     report.Book("4.3", "full", full).save(table, "ends", "Ends of mm^-1.", cites=["wang2004"], **SCOPE)
     report.Book("4.3", "quick", quick).save(table, "ends", "Others.", **SCOPE)
-    report.Book("4.1", "quick", quick).save(drawn, "light", "Light.", cites=["arridge1995"], **SCOPE)
+    report.Book("4.1", "quick", quick).save(drawn, "light", "Light.", cites=["arridge1995", "wang2004"], **SCOPE)
     return [full, quick]
 
 
