@@ -262,6 +262,14 @@ def test_slices_share_a_range_and_errors_are_symmetric(shift):
     plt.close("all")
 
 
+@pytest.mark.parametrize("count", [1, 7, 12])
+def test_slices_of_many_arms_fit_a_page(tmp_path, count):
+    volume = np.zeros((2, 4, 4, 4))
+    figure = plots.slices(volume, {str(i): volume for i in range(count)})
+    report.Book("4.6", "quick", tmp_path).save(figure, "example", "E.", **SCOPE)
+    plt.close("all")
+
+
 def test_slices_refuse_another_shape():
     with pytest.raises(ValueError, match=r"^slices: legacy has shape \(2, 4, 4, 3\); \(2, D, H, W\) is accepted"):
         plots.slices(np.zeros((2, 4, 4, 4)), {"legacy": np.zeros((2, 4, 4, 3))})

@@ -87,7 +87,8 @@ def markdown(source: str) -> str:
             return convert(body)
 
         def block_math(self, body: str) -> str:
-            return convert(body.replace("{aligned}", "{align*}"), display="block")
+            formula = convert(body.replace("{aligned}", "{align*}"), display="block")
+            return formula.replace("<math ", '<math tabindex="0" ', 1)  # where it is too wide, it scrolls
 
     return MarkdownWithMath(renderer=Formulas(escape=False, anchor_link_text="#")).render(source)
 

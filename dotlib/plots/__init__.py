@@ -49,7 +49,7 @@ def slices(
     axis = 1 + "xyz".index(normal)
     index = shape[axis] // 2 if index is None else index
     planes = np.stack([np.take(volume, index, axis).swapaxes(1, 2) for volume in volumes.values()])
-    side, step = min(1.3, 7 / len(planes)), 2 if predictions else 1
+    side, step = min(1.3, 6.6 / len(planes)), 2 if predictions else 1
     with plt.style.context(STYLE), plt.rc_context({"axes.grid": False}):
         figure, axes = plt.subplots(
             len(planes), 2 * step, squeeze=False, layout="compressed", figsize=(TEXT_WIDTH, len(planes) * side + 0.6)
