@@ -469,7 +469,7 @@ def test_parameters_of_a_cell_run_again_are_the_same():
 @pytest.mark.parametrize("value", [0.1, 2, True, "deep", None, [1], (1,), {"a": 1}])
 def test_parameters_refuse_a_misspelt_name(value):
     line = fault(Chapter, {"profile": "smoke", "seeds": 2, "nosie": value}, of=config.parameters)
-    assert "nosie" in line and "accepted: profile, seeds, noise" in line
+    assert "nosie" in line and "accepted: profile, seeds, recorded, noise" in line
 
 
 @pytest.mark.parametrize(
