@@ -2,6 +2,7 @@
 
 import dataclasses
 import types
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -394,7 +395,8 @@ def test_notebook_judges_at_home_alone(sets, finished, monkeypatch):
     computed = []
     monkeypatch.setattr(judgement.study, "members", lambda name, *a: {k: r for k, r in finished.items() if k[1] == 0})
     monkeypatch.setattr(judgement.study, "results", lambda name, *a: computed.append(name))
-    found = judgement.shown("smoke", 0, None)
+    assert judgement.shown("smoke", 0, None) is None and not computed  # without a store nothing is trained
+    found = judgement.shown("smoke", 0, Path("runs"))
     assert sets == [HOME] and set(found.values["set"]) == {HOME}
     assert computed == ["4.6-shown", "4.6-control"]
     assert found.lesions.empty and found.lesions.columns.tolist() == LESIONS
@@ -428,13 +430,15 @@ def test_evidence_is_of_the_store_where_all_is_done_else_of_the_record(monkeypat
     monkeypatch.setattr(judgement.reconstruction_tuning, "recorded", lambda: "settings")
     monkeypatch.setattr(judgement, "everywhere", lambda *arguments: arguments)
     monkeypatch.setattr(judgement, "load", lambda folder: folder)
-    found = judgement.evidence("smoke", 0, None, tmp_path)
+    found = judgement.evidence("smoke", 0, tmp_path / "runs", tmp_path)
     if states[1]:
-        assert found == (wanted, "smoke", "settings", None)
+        assert found == (wanted, "smoke", "settings", tmp_path / "runs")
     else:
         assert found is None
         (tmp_path / judgement.NAME).mkdir()
-        assert judgement.evidence("smoke", 0, None, tmp_path) == tmp_path / judgement.NAME
+        assert judgement.evidence("smoke", 0, tmp_path / "runs", tmp_path) == tmp_path / judgement.NAME
+    (tmp_path / judgement.NAME).mkdir(exist_ok=True)
+    assert judgement.evidence("smoke", 0, None, tmp_path) == tmp_path / judgement.NAME  # without a store
 
 
 class Saved(Made):
