@@ -148,7 +148,7 @@ def test_wide_output_scrolls_and_can_be_reached(run):
     for name in ("4.1-works", "tables"):
         page = (run[0] / f"{name}.html").read_text()
         assert ".wide { overflow-x: auto;" in page
-        assert page.count("<table") == len(re.findall(r'<div class="wide"[^>]* tabindex="0"', page)) > 0
+        assert page.count("<table") == len(re.findall(r'<div [^>]*class="wide"[^>]* tabindex="0"', page)) > 0
 
 
 def test_pages_need_no_network_and_lead_somewhere(run):
