@@ -11,8 +11,9 @@ The floors; imports point down only, and between modules of one floor only where
 4. `run`, `run_store`: trainings and their folders; `cluster`, `slurm`, `shards`: work on a cluster; `study`,
    `standing`, `outcomes`, `results`, `trivial`, `comparison`: many runs and what they are compared with; `search`,
    `ledger`, `sweep`: runs that tune; `judgement`, `judged_*`, `localisation`: what they make of phantoms;
-   `reconstruct`: of a recording; `sections`: what one section of the thesis computes.
-5. `plots`, `viewer`, `report`, `chapter`, `bench*`, `workbook`, `commands`, `__main__`: what a person sees.
+   `reconstruct`, `trained`: of a recording; `sections`: what one section of the thesis computes.
+5. `plots`, `viewer`, `latex`, `shown`, `report`, `chapter`, `pages`, `workbook`, `thesis`, `bench*`, `commands*`,
+    `__main__`: what a person sees.
 """
 
 __version__ = "0.1.0"

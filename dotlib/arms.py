@@ -4,7 +4,7 @@ from typing import Any
 
 from . import improvements, reconstructions
 from .config import Config, ConfigError, Optim, named, profile, replace
-from .recipes import ADAM, BASELINES, SHORT, Arm, Study, averaging, epochs, patience, shortened, varied
+from .recipes import ADAM, BASELINES, SHORTENED, Arm, Study, averaging, epochs, patience, shortened, varied
 
 # What is tuned: optimisers and schedules, each with the same points of one Sobol sequence, at half the horizon.
 _SCHEDULES = {
@@ -129,7 +129,7 @@ _SENSITIVITY = (
 )
 ARMS: dict[str, Arm] = BASELINES | _tuning() | _TUNED | _ADDITIONS | _BUDGETS | _SENSITIVITY | improvements.ARMS
 ARMS |= reconstructions.ARMS
-ARMS |= {short: shortened(name, ARMS[name]) for short, name in SHORT.items()}
+ARMS |= {short: shortened(name, ARMS[name]) for short, name in SHORTENED.items()}
 _ENDS = ("stage1-adam", "stage1-onecycle", "adam-constant", "adamw-onecycle-momentum-b95")
 STUDIES: dict[str, Study] = {
     "4.2-baseline": Study(tuple(BASELINES), whole=True),

@@ -262,6 +262,7 @@ def thesis(arguments: argparse.Namespace) -> None:
     home = root()
     folders = [home / "figures"]
     if arguments.draft:
+        profile(arguments.draft)
         folders.append(home / "build" / arguments.draft / "figures")
     made = thesis.compile(folders, home / "notebooks", home / "build" / "thesis", bool(arguments.draft))
     print(f"written: {made}")

@@ -2,8 +2,7 @@
 
 from .config import Config, ConfigError
 from .improvements import ALTERNATIVES, ATTENTION, BUDGETS, FAMILIES, IMPROVEMENTS, PHANTOMS, label
-from .recipes import SHORT as PAGES
-from .recipes import averaging, steps
+from .recipes import SHORTENED, averaging, steps
 from .reconstructions import ARCHITECTURE, CONTROL, INPUTS, NETWORK, PATTERNS, SHORT, SHORT_CONTROL
 
 # what each improvement may touch; epochs follow from the phantoms and the batch, at as many samples
@@ -55,7 +54,7 @@ DECLARED: dict[str, tuple[str, set[str]]] = (
     | {"reconstruct-more": (NETWORK, {"lift", "data.phantoms", "data.train", "training.epochs"})}
     | {"reconstruct-longer": ("reconstruct-more", FIELDS["duration"])}
     | {"reconstruct-symmetry-longer": ("reconstruct-symmetry", FIELDS["duration"])}
-    | {name: (of, FIELDS["duration"]) for name, of in ((SHORT, NETWORK), (SHORT_CONTROL, CONTROL), *PAGES.items())}
+    | {name: (of, FIELDS["duration"]) for name, of in ((SHORT, NETWORK), (SHORT_CONTROL, CONTROL), *SHORTENED.items())}
     | {"reconstruct-symmetry": ("reconstruct", {"augment"}), "reconstruct-code": ("reconstruct", {"model.name"})}
     | {"reconstruct-code-links": ("reconstruct-code", {"model.links"})}
     | {"reconstruct-tokens": ("reconstruct-code", {"model.name", "lift"})}

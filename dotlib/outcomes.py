@@ -45,11 +45,6 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def arms(histories: dict[tuple[str, int], History]) -> list[str]:
-    """The arms, in the study's order."""
-    return list(dict.fromkeys(arm for arm, _ in histories))
-
-
 def provenance(histories: dict[tuple[str, int], History]) -> dict[str, str]:
     """What a table of these runs rests on: digests of the data, and of each run's configuration and code."""
     data = ", ".join(sorted({history.info["data"] for history in histories.values()}))

@@ -68,7 +68,7 @@ def averaging(base: Config) -> float:
 
 
 # arms that a page trains itself, in a quarter of the steps
-SHORT = {f"{name}-short": name for name in ("legacy-onecycle", "stage1-onecycle", "sigmoid-2")}
+SHORTENED = {f"{name}-short": name for name in ("legacy-onecycle", "stage1-onecycle", "sigmoid-2")}
 
 
 def shortened(name: str, arm: Arm) -> Arm:

@@ -4,7 +4,7 @@ import io
 import json
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -88,7 +88,7 @@ class Book:
         self.folder.mkdir(parents=True, exist_ok=True)
         for file, content in contents.items():
             checkpoint.write(self.folder / file, content, durable=False)
-        _write_index(self.folder, known)
+        _write_index(self.folder)
         return [self.folder / file for file in contents]
 
     def show(
@@ -110,7 +110,7 @@ class Book:
         for path in stale:  # the sidecar first: what it lists is complete
             path.unlink()
         if stale:
-            _write_index(self.folder, sources())
+            _write_index(self.folder)
 
     def written(self) -> pd.DataFrame:
         """What this chapter has in the folder: name, kind, files, caption."""
@@ -123,6 +123,11 @@ def sources() -> dict[str, str]:
     """The BibTeX entries that may be cited, by key."""
     entries = (HERE / "sources.bib").read_text(encoding="utf-8").strip().split("\n\n")
     return {re.match(r"@\w+\{([^,]+),", entry)[1]: entry for entry in entries}
+
+
+def bibliography(keys: Collection[str]) -> str:
+    """The BibTeX entries of these keys, in the order of sources.bib."""
+    return "".join(f"{entry}\n\n" for key, entry in sources().items() if key in keys)
 
 
 def sidecars(folder: Path) -> list[dict]:
@@ -170,12 +175,11 @@ def _figure_files(figure: Figure, stem: str, words: str, stamp: str) -> dict[str
     return files
 
 
-def _write_index(folder: Path, known: Mapping[str, str]) -> None:
+def _write_index(folder: Path) -> None:
     """The cited sources, a LaTeX document that takes in everything in the folder, and a list for readers."""
     records = sidecars(folder)
     cited = {key for record in records for key in record["cites"]}
-    bibliography = "".join(f"{known[key]}\n\n" for key in known if key in cited)
-    checkpoint.write(folder / "references.bib", bibliography.encode(), durable=False)
+    checkpoint.write(folder / "references.bib", bibliography(cited).encode(), durable=False)
     lines = [r"\documentclass[11pt]{article}", r"\usepackage{array,booktabs,graphicx,rotating}"]
     lines += [rf"\setlength{{\textwidth}}{{{UPRIGHT}pt}}", r"\setlength{\textheight}{590pt}", r"\begin{document}"]
     lines += [rf"\input{{{record['name']}.tex}}\clearpage" for record in records]

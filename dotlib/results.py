@@ -86,11 +86,6 @@ def _row(arm: str, seed: int, history: History) -> dict:
     return row | {"torch": info["versions"]["torch"], "python": info["versions"]["python"]}
 
 
-def own(name: str, profile: str, seeds: int, store: Path | None) -> Record | None:
-    """The tables of a study that is computed here where it is not finished; None without a store."""
-    return None if store is None else record(study.results(name, profile, seeds, store), profile)
-
-
 def evidence(name: str, profile: str, seeds: int, store: Path | None, folder: Path) -> Record | None:
     """A study's tables: from the run store, if any; else computed, full on a GPU; else from `folder`; else None.
 

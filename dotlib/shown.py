@@ -60,15 +60,14 @@ def html(value: object) -> str:
     return re.sub(r"\^(-?\d+)", r"<sup>\1</sup>", escape(cell(value), quote=False))
 
 
-def readable(table: pd.DataFrame, scope: str = ""):
-    """Any table as a page shows it: three digits, dashes for what is missing, texts whole; above it `scope`, if given,
-    and that it has no rows.
+def readable(table: pd.DataFrame):
+    """Any table as a page shows it: three digits, dashes for what is missing, texts whole; above it, if so, that it has
+    no rows.
 
     For a notebook to show, with or without a Page; what `Book.save` takes is the table itself. Texts are set left,
     numbers right.
     """
-    styler, words = table.style.format(html).hide(axis="index"), scope if len(table) else f"{scope} No rows.".strip()
-    styler = styler.format_index(html, axis=1)
+    styler = table.style.format(html).format_index(html, axis=1).hide(axis="index")
     texts = [i for i, kind in enumerate(table.dtypes) if not pd.api.types.is_numeric_dtype(kind)]
     styler = styler.set_table_styles([{"selector": f".col{i}", "props": "text-align: left"} for i in texts])
-    return styler.set_caption(words) if words else styler
+    return styler if len(table) else styler.set_caption("No rows.")

@@ -50,9 +50,9 @@ def gather(folders: Sequence[Path], draft: bool) -> dict[str, tuple[Path, dict]]
     return dict(sorted(found.items()))
 
 
-def cited(found: dict[str, tuple[Path, dict]]) -> list[str]:
-    """The keys of all sources, sorted."""
-    return sorted({key for _, record in found.values() for key in record["cites"]})
+def cited(found: dict[str, tuple[Path, dict]]) -> set[str]:
+    """The keys of all sources."""
+    return {key for _, record in found.values() for key in record["cites"]}
 
 
 def document(found: dict[str, tuple[Path, dict]], titles: dict[str, str], folder: Path) -> str:
@@ -86,8 +86,7 @@ def compile(folders: Sequence[Path], notebooks: Path, folder: Path, draft: bool 
     for stale in folder.glob("thesis.*"):
         stale.unlink()
     checkpoint.write(folder / "thesis.tex", document(found, titles, folder).encode(), durable=False)
-    known = report.sources()
-    bibliography = "".join(f"{known[key]}\n\n" for key in cited(found))
+    bibliography = report.bibliography(cited(found))
     checkpoint.write(folder / "references.bib", bibliography.encode(), durable=False)
     run = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "thesis.tex"]
     _call(run, folder)

@@ -7,12 +7,12 @@ import pytest
 from scipy.stats import qmc
 
 from dotlib import arms, improvements, optim, reconstructions
-from dotlib.arms import ADAM, ARMS, CANDIDATES, FACTORIAL, SHORT, SOBOL, STUDIES, TUNING
+from dotlib.arms import ADAM, ARMS, CANDIDATES, FACTORIAL, SHORTENED, SOBOL, STUDIES, TUNING
 from dotlib.config import ONECYCLE, PROFILES, ConfigError, Optim
 
 SIZES = ("quick", "full")
 EARLIER = {
-    name: arm for name, arm in ARMS.items() if name not in improvements.ARMS | reconstructions.ARMS | SHORT
+    name: arm for name, arm in ARMS.items() if name not in improvements.ARMS | reconstructions.ARMS | SHORTENED
 }  # of sections 4.2 and 4.3
 POINT = {"lr": 2e-3, "weight_decay": 3e-3, "warmup": 0.1}  # made up
 RANGES = {"lr": (3e-4, 3e-2), "warmup": (0.05, 0.5)}

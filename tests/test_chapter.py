@@ -98,5 +98,6 @@ def test_readable_shows_any_table_whole_with_three_digits():
     table = pd.DataFrame({"text": ["words " * 40], "p": [1.23456e-8], "gap": [float("nan")], "n": [6977954]})
     page = chapter.readable(table).to_html()
     assert all(word in page for word in ("words " * 40, "1.23e-08", "--", "6977954")) and "<caption" not in page
-    assert "Task: a.</caption>" in chapter.readable(table, "Task: a.").to_html()
+    foreign = chapter.readable(pd.DataFrame({"from <b>": ["a & <b> in mm^-1"]})).to_html()
+    assert "from &lt;b&gt;" in foreign and "a &amp; &lt;b&gt; in mm<sup>-1</sup>" in foreign
     assert ">No rows.</caption>" in chapter.readable(table[:0]).to_html()

@@ -85,6 +85,7 @@ def refused(capsys, code, *arguments):
         ("tune --profile large", ("unknown profile 'large'", "smoke, quick, full")),
         ("study 4.9", ("unknown study '4.9'", "4.2-baseline")),
         ("status 4.9", ("unknown study '4.9'", "4.2-baseline")),
+        ("thesis --draft large", ("unknown profile 'large'", "smoke, quick, full")),
         ("study 4.2-baseline --profile large", ("unknown profile 'large'", "smoke, quick, full")),
         ("status 4.2-baseline --profile large --seeds 1", ("unknown profile 'large'", "smoke, quick, full")),
         ("study 4.2-baseline --profile smoke --seeds -1", ("--seeds -1", "positive")),

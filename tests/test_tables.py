@@ -125,3 +125,21 @@ def test_table_beyond_a_page_is_one_line_and_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"^4.3-a: 60 columns are wider than a page; fewer or narrower ones are acc"):
         report.Book("4.3", "quick", tmp_path).save(table, "a", "A.", **SCOPE)
     assert not list(tmp_path.iterdir())
+
+
+TALL = pd.DataFrame({"arm": [f"{LONG} {i}" for i in range(120)], "note": ["words that take their lines " * 4] * 120})
+TALL = TALL.assign(**numbers(*"abcdef", values=0.5))
+
+
+@pytest.mark.parametrize("table", [TALL, TALL[["arm", "a"]]], ids=["on its side", "upright"])
+def test_table_higher_than_a_page_is_set_in_parts_that_hold_every_row_once(tmp_path, table):
+    tex, csv, _ = report.Book("4.3", "quick", tmp_path).save(table, "a", "A.", **SCOPE)
+    found = re.findall(r"against adam-constant (\d+) &", tex.read_text().replace("~", " "))
+    assert found == [str(i) for i in range(120)]
+    count = tex.read_text().count(r"\toprule")
+    assert count > 2 and tex.read_text().count(r"\addtocounter{table}{-1}\caption{\emph{continued}}") == count - 1
+    assert tex.read_text().count(r"\label{tab:4.3-a}") == 1 and len(pd.read_csv(csv)) == 120
+    if shutil.which("pdflatex"):
+        command = ["pdflatex", "-draftmode", "-halt-on-error", "-interaction=nonstopmode", "all.tex"]
+        log = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+        assert not re.findall(r"Overfull.*|.*too large.*", log)

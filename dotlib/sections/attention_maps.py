@@ -11,7 +11,7 @@ from .. import arms, localisation, outcomes, study
 from ..data import phantoms
 from ..inference import network
 from ..localisation import GRADIENT, INPUT, MAP, MUA, NORM, RANDOM, Scores, entering, gate_of
-from ..recipes import SHORT
+from ..recipes import SHORTENED
 from ..stats import Interval
 from .attention_costs import GROUPS, PLAIN
 from .measured import over_seeds
@@ -35,7 +35,7 @@ def networks(
     name = "4.4-shown" if profile == "full" else "4.4-maps"
     histories = study.results(name, profile, seeds, store)
     found = localisation.networks(name, profile, seeds, store, on)
-    return {(SHORT.get(arm, arm), seed): m for (arm, seed), m in found.items()}, outcomes.provenance(histories)
+    return {(SHORTENED.get(arm, arm), seed): m for (arm, seed), m in found.items()}, outcomes.provenance(histories)
 
 
 def layers(scores: Scores) -> dict[str, np.ndarray]:
